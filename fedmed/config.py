@@ -1,0 +1,296 @@
+"""An experiment's configuration: YAML in, one frozen typed tree out.
+
+    configs/base.yaml < configs/experiment/NAME.yaml < key=value of the command line
+        -> OmegaConf merge -> parse (every problem at once, each with its key path) -> Experiment
+
+    >>> experiment = load_experiment("demo", ["training.rounds=2"])
+    >>> experiment.training.rounds
+    2
+
+Defaults live in configs/base.yaml alone; the classes below carry types and ranges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fedmed.errors import ConfigError
+
+T = TypeVar("T")
+# In a checkout the files are looked up beside the package; in an installation they are shipped inside it.
+CONFIG_DIR = next(
+    (
+        path
+        for path in (Path(__file__).parents[1] / "configs", Path(__file__).parent / "configs")
+        if (path / "base.yaml").exists()
+    ),
+    Path("configs"),
+)
+
+
+def _number(low: float, high: float = float("inf"), *, above: bool = False, below: bool = False) -> Any:
+    """A field in [low, high]; `above` and `below` exclude the end."""
+    return field(metadata={"low": low, "high": high, "above": above, "below": below})
+
+
+def _choice(*allowed: str) -> Any:
+    return field(metadata={"choices": allowed})
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    source: str
+    path: str
+    fallback: str
+    split: str = _choice("official", "image")
+    train_patients: int = _number(1)
+    test_patients: int = _number(1)
+    max_test_examples: int = _number(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    sites: tuple[str, ...]
+    scheme: str = _choice("iid", "dirichlet", "field")
+    field: str
+    alpha: float = _number(0, above=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    rank: int = _number(1, 1024)
+    alpha: float = _number(0, above=True)
+    parts: tuple[str, ...] = _choice("language_model", "projector", "vision_tower")
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Privacy:
+    mode: str = _choice("dp", "none")
+    epsilon: float = _number(0, above=True)
+    delta: float = _number(0, 1, below=True)
+    sample_rate: float = _number(0, 1, above=True)
+    max_grad_norm: float = _number(0, above=True)
+    records_per_patient: int = _number(1)
+    noise_multiplier: float = _number(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    rounds: int = _number(1)
+    local_steps: int = _number(1)
+    optimizer: str = _choice("adamw", "sgd")
+    learning_rate: float = _number(0, above=True)
+    momentum: float = _number(0, 1, below=True)
+    weight_decay: float = _number(0)
+    keep_state: bool
+    precision: str = _choice("float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    method: str
+    weighting: str = _choice("patients", "equal")
+    quorum: int = _number(1)
+    deadline_s: float = _number(0, above=True)
+    join_timeout_s: float = _number(0, above=True)
+    wire_dtype: str = _choice("float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    batch_size: int = _number(1)
+    max_new_tokens: int = _number(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    name: str
+    uri: str
+    promote: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    host: str
+    port: int = _number(0, 65535)
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A whole experiment. See configs/base.yaml for every key's unit and effect."""
+
+    name: str
+    seed: int = _number(0)
+    device: str = _choice("auto", "cpu", "cuda")
+    base_model: BaseModel
+    data: Data
+    partition: Partition
+    lora: Lora
+    privacy: Privacy
+    training: Training
+    federation: Federation
+    evaluation: Evaluation
+    registry: Registry
+    serving: Serving
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the resolved configuration; travels with every task and into the registry."""
+        canonical = json.dumps(to_dict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON types."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment `configs/experiment/NAME.yaml`, or a file, over base.yaml, under `key=value` overrides.
+
+    Raises:
+        ConfigError: unknown experiment, broken YAML, or every wrong key, type and range at once.
+    """
+    path = _find_experiment(name_or_path)
+    layers = [_read_yaml(CONFIG_DIR / "base.yaml"), _read_yaml(path), _read_overrides(overrides)]
+    return parse_experiment(_merge(layers, str(path)))
+
+
+def parse_experiment(data: Any) -> Experiment:
+    """An Experiment from plain data (as `to_dict` gives it), with the rules that span several keys."""
+    problems: list[str] = []
+    experiment = _parse(Experiment, data, "", problems)
+    if not problems:
+        problems = _cross_check(experiment)
+    if problems:
+        raise ConfigError(problems, "configs/base.yaml lists every key with its unit and effect")
+    return experiment
+
+
+def parse_file(cls: type[T], path: Path, hint: str) -> T:
+    """A YAML file as a frozen dataclass with every key given, for example a site's policy."""
+    problems: list[str] = []
+    value = _parse(cls, OmegaConf.to_container(_read_yaml(path), resolve=True), "", problems)
+    if problems:
+        raise ConfigError([f"{path.name}: {problem}" for problem in problems], hint)
+    return value
+
+
+def _find_experiment(name_or_path: str) -> Path:
+    for path in (Path(name_or_path), CONFIG_DIR / "experiment" / f"{name_or_path}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml")))
+    raise ConfigError([f"experiment {name_or_path!r} is neither a file nor one of: {known}"])
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        config = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError([f"{path} does not exist"]) from None
+    except (YAMLError, OSError, OmegaConfBaseException) as error:
+        raise ConfigError([f"{path} is not readable YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(config, DictConfig):
+        raise ConfigError([f"{path} holds a list, expected keys and values"])
+    return config
+
+
+def _read_overrides(overrides: Sequence[str]) -> DictConfig:
+    wrong = [f"override {item!r} is not of the form key=value" for item in overrides if "=" not in item]
+    if wrong:
+        raise ConfigError(wrong, "for example: fedmed run demo training.rounds=2")
+    return OmegaConf.from_dotlist(list(overrides))
+
+
+def _merge(layers: list[DictConfig], where: str) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([f"{where}: {' '.join(str(error).split())}"]) from None
+
+
+def _parse(cls: Any, data: Any, path: str, problems: list[str]) -> Any:
+    """`data` as a `cls`; appends one line to `problems` per wrong key and goes on."""
+    prefix = f"{path}." if path else ""
+    if not isinstance(data, dict):
+        problems.append(f"{path or 'the file'}={data!r}: expected a group of keys")
+        return None
+    hints = typing.get_type_hints(cls)
+    fields = {item.name: item for item in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            problems.append(f"{prefix}{key}: unknown key; {path or 'the file'} has {', '.join(fields)}")
+    values = {}
+    for name, item in fields.items():
+        if name not in data:
+            problems.append(f"{prefix}{name}: missing")
+        elif dataclasses.is_dataclass(hints[name]):
+            values[name] = _parse(hints[name], data[name], prefix + name, problems)
+        else:
+            values[name] = _value(hints[name], data[name], item.metadata, prefix + name, problems)
+    return cls(**values) if len(values) == len(fields) else None
+
+
+def _value(hint: Any, value: Any, rule: Any, path: str, problems: list[str]) -> Any:
+    if hint == tuple[str, ...]:
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+            problems.append(f"{path}={value!r}: expected a list of texts, not empty")
+            return ()
+        for item in value:
+            _check_rule(item, rule, path, problems)
+        return tuple(value)
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        problems.append(f"{path}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
+        return value
+    _check_rule(value, rule, path, problems)
+    return value
+
+
+def _check_rule(value: Any, rule: Any, path: str, problems: list[str]) -> None:
+    if "choices" in rule and value not in rule["choices"]:
+        problems.append(f"{path}={value!r}: expected one of {', '.join(rule['choices'])}")
+    if "low" in rule:
+        low, high = rule["low"], rule["high"]
+        inside = (value > low if rule["above"] else value >= low) and (value < high if rule["below"] else value <= high)
+        if not inside or value == float("inf"):
+            ends = f"{'>' if rule['above'] else '>='} {low:g}"
+            ends += "" if high == float("inf") else f" and {'<' if rule['below'] else '<='} {high:g}"
+            problems.append(f"{path}={value!r}: expected {ends}")
+
+
+def _cross_check(experiment: Experiment) -> list[str]:
+    problems = []
+    sites = experiment.partition.sites
+    if len(set(sites)) != len(sites):
+        problems.append(f"partition.sites={list(sites)!r}: expected names that differ")
+    if bad := [site for site in sites if not site.replace("-", "").replace("_", "").isalnum()]:
+        problems.append(f"partition.sites: {bad!r}: expected letters, digits, - and _ only")
+    if not experiment.name.replace("-", "").replace("_", "").isalnum():
+        problems.append(f"name={experiment.name!r}: expected letters, digits, - and _ only")
+    if experiment.federation.quorum > len(sites):
+        problems.append(f"federation.quorum={experiment.federation.quorum}: expected at most {len(sites)}, the sites")
+    if experiment.privacy.mode == "dp" and experiment.privacy.delta == 0:
+        problems.append("privacy.delta=0.0: expected > 0 with privacy.mode=dp")
+    return problems

@@ -1,0 +1,280 @@
+"""The wire contract between aggregator, relay and site daemon: sole owner of its keys. Knows no torch.
+
+A frame is one message: a canonical JSON header, typed and versioned, then an opaque payload (the adapter's
+safetensors bytes). The relay and Flower pass frames through as bytes; the two ends alone look inside.
+
+    aggregator --DescribeTask|TrainTask--> relay --> site daemon --SiteInfo|TrainResult|Refusal--> relay --> aggregator
+
+    frame := b"FEDM" | u32 header length | header JSON | payload          (integers big endian)
+
+    >>> frame = encode(DescribeTask(run="r1"))
+    >>> decode(frame)[0]
+    DescribeTask(run='r1')
+
+| received                                | what happens                                          |
+| --------------------------------------- | ----------------------------------------------------- |
+| other magic, short frame, broken JSON   | WireError, nothing is guessed                         |
+| another protocol version                | WireError naming both versions                        |
+| unknown type, unknown or missing key    | WireError naming the key                              |
+| payload whose SHA-256 is not the header's | WireError: damaged on the way                       |
+| NaN or infinity in the header           | WireError                                             |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import struct
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fedmed.errors import WireError
+
+PROTOCOL = 1
+MAGIC = b"FEDM"
+MAX_HEADER_BYTES = 1 << 20
+# Flower's RecordDict: the frame travels as the only Array of this ArrayRecord, as raw bytes.
+RECORD_KEY = "fedmed"
+ARRAY_KEY = "frame"
+ARRAY_STYPE = "fedmed.frame"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """Adapter shape. `parts`: any of language_model, projector, vision_tower; `targets`: module name endings,
+    or the one word `all-linear`."""
+
+    rank: int
+    alpha: float
+    parts: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacySpec:
+    """The round's privacy. `mode`: `dp` or `none`. `sample_rate`: probability that a patient is drawn in a step.
+    `steps`: noisy steps in this round. Noise has standard deviation noise_multiplier * max_grad_norm."""
+
+    mode: str
+    noise_multiplier: float
+    sample_rate: float
+    max_grad_norm: float
+    records_per_patient: int
+    steps: int
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSpec:
+    """`name`: adamw or sgd; `momentum` is SGD's momentum or Adam's beta1. `keep_state`: carry the moments over rounds."""
+
+    name: str
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    keep_state: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeTask:
+    """Asks a site who it is and whether it can take part; touches no data beyond the manifest's counts."""
+
+    type: ClassVar[str] = "describe"
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """Train the incoming adapter for one round. Payload: the global adapter's travelling tensors (safetensors).
+
+    Attributes:
+        run, round, rounds: run identifier; this round, from 1; rounds planned in all.
+        config_sha256: of the experiment's resolved configuration.
+        base_model, base_sha256: name and hash of the frozen model; the site loads its own copy and compares.
+        method: entry of the aggregation table, for the site's policy.
+        init_seed: public seed that draws the adapter's first A matrices, the same at every site.
+        frozen_sha256: hash of the tensors that do not travel down but follow from `init_seed`; empty when all travel.
+        trainable: endings of adapter tensor names that the site trains and sends up, e.g. ("lora_A", "lora_B").
+        dtype: of the tensors on the wire: float32 or bfloat16. Training is in float32.
+        precision: float32, or bfloat16 for autocast of the frozen model.
+        payload_sha256: of the payload; filled in by `encode`.
+    """
+
+    type: ClassVar[str] = "train"
+    run: str
+    round: int
+    rounds: int
+    config_sha256: str
+    base_model: str
+    base_sha256: str
+    method: str
+    lora: LoraSpec
+    init_seed: int
+    frozen_sha256: str
+    trainable: tuple[str, ...]
+    privacy: PrivacySpec
+    optimizer: OptimizerSpec
+    dtype: str
+    precision: str
+    payload_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteInfo:
+    """Answer to DescribeTask. `num_patients` is as the site's policy releases it (rounded, by default);
+    `dataset_fingerprint` is a keyed hash that only the site can recompute."""
+
+    type: ClassVar[str] = "site_info"
+    run: str
+    site: str
+    version: str
+    num_patients: int
+    dataset_fingerprint: str
+    epsilon_spent: float
+    epsilon_budget: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """One trained round. Payload: the trained adapter tensors (safetensors). Every field here is listed, with where
+    its privacy comes from, in docs/privacy.md.
+
+    Attributes:
+        task_sha256: of the task frame that this answers: a result is idempotent by it.
+        num_patients: as the site's policy releases it; the aggregation weight.
+        epsilon, delta: spent by this run at this site so far, this round included.
+        epsilon_total: spent by the cohort over all runs; `inf` travels as -1 when a round without privacy was run.
+        train_seconds: wall time of training, rounded to 0.1 s.
+    """
+
+    type: ClassVar[str] = "train_result"
+    run: str
+    round: int
+    site: str
+    task_sha256: str
+    num_patients: int
+    steps: int
+    epsilon: float
+    delta: float
+    epsilon_total: float
+    dataset_fingerprint: str
+    train_seconds: float
+    payload_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The site did not do it. `code` is a code of fedmed.errors, or `failed` for a fault inside the site, whose
+    details stay there; `retry`: whether the same task may succeed later."""
+
+    type: ClassVar[str] = "refusal"
+    run: str
+    round: int
+    site: str
+    code: str
+    message: str
+    retry: bool
+
+
+Message = DescribeTask | TrainTask | SiteInfo | TrainResult | Refusal
+_TYPES: dict[str, type[Any]] = {cls.type: cls for cls in typing.get_args(Message)}
+
+
+def sha256_hex(data: bytes | memoryview) -> str:
+    """SHA-256 of bytes, as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode(message: Message, payload: bytes = b"") -> bytes:
+    """One frame. A message that has `payload_sha256` gets it filled in."""
+    if hasattr(message, "payload_sha256"):
+        message = dataclasses.replace(message, payload_sha256=sha256_hex(payload))
+    elif payload:
+        raise WireError(f"a {message.type} message carries no payload, got {len(payload)} bytes")
+    body = {"protocol": PROTOCOL, "type": message.type, **dataclasses.asdict(message)}
+    try:
+        header = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError as error:
+        raise WireError(f"a {message.type} message holds a number that is not finite") from error
+    return b"".join([MAGIC, struct.pack(">I", len(header)), header, payload])
+
+
+def decode(frame: bytes | memoryview) -> tuple[Message, memoryview]:
+    """The message and its payload (a view into `frame`, not a copy).
+
+    Raises:
+        WireError: for anything that `encode` of this version would not have written.
+    """
+    view = memoryview(frame)
+    if len(view) < 8 or bytes(view[:4]) != MAGIC:
+        raise WireError(f"not a FedMed frame: {len(view)} bytes that do not begin with {MAGIC.decode()}")
+    (length,) = struct.unpack(">I", view[4:8])
+    if length > MAX_HEADER_BYTES or 8 + length > len(view):
+        raise WireError(f"frame of {len(view)} bytes is cut off or its header length {length} is wrong")
+    message = _parse_header(bytes(view[8 : 8 + length]))
+    payload = view[8 + length :]
+    expected = getattr(message, "payload_sha256", sha256_hex(b""))
+    if sha256_hex(payload) != expected:
+        raise WireError(
+            f"payload of the {message.type} message is damaged: {len(payload)} bytes with SHA-256 "
+            f"{sha256_hex(payload)[:12]}, expected {expected[:12]}",
+            "send it again; if it happens twice, look at the network between site and aggregator",
+        )
+    return message, payload
+
+
+def _parse_header(raw: bytes) -> Message:
+    try:
+        body = json.loads(raw, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise WireError("the frame's header is not JSON") from error
+    if not isinstance(body, dict):
+        raise WireError(f"the frame's header is a {type(body).__name__}, expected an object")
+    protocol = body.pop("protocol", None)
+    if protocol != PROTOCOL:
+        raise WireError(
+            f"the peer speaks wire protocol {protocol!r}, this side speaks {PROTOCOL}",
+            "install the same FedMed release on both sides",
+        )
+    kind = body.pop("type", None)
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise WireError(f"unknown message type {kind!r}, expected one of {sorted(_TYPES)}")
+    message: Message = _build(_TYPES[kind], body, kind)
+    return message
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not allowed")
+
+
+def _build(cls: type[Any], body: Any, where: str) -> Any:
+    """`body` as a `cls`, each field checked against its annotation."""
+    if not isinstance(body, dict):
+        raise WireError(f"{where} is a {type(body).__name__}, expected an object")
+    hints = typing.get_type_hints(cls)
+    names = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(body) - names):
+        raise WireError(f"{where} has unknown keys {unknown}")
+    if missing := sorted(names - set(body)):
+        raise WireError(f"{where} lacks the keys {missing}")
+    return cls(**{name: _convert(hints[name], body[name], f"{where}.{name}") for name in names})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type[Any], hint), value, where)
+    if isinstance(hint, types.GenericAlias):  # tuple[str, ...] is the only generic in the contract
+        if not isinstance(value, list):
+            raise WireError(f"{where} is a {type(value).__name__}, expected a list")
+        return tuple(_convert(str, item, f"{where}[{index}]") for index, item in enumerate(value))
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise WireError(f"{where} is a {type(value).__name__}, expected {hint.__name__}")
+    if hint is float and not math.isfinite(value):
+        raise WireError(f"{where} is not finite")
+    return value
