@@ -39,107 +39,107 @@ CONFIG_DIR = next(
 )
 
 
-def _number(low: float, high: float = float("inf"), *, above: bool = False, below: bool = False) -> Any:
+def number(low: float, high: float = float("inf"), *, above: bool = False, below: bool = False) -> Any:
     """A field in [low, high]; `above` and `below` exclude the end."""
     return field(metadata={"low": low, "high": high, "above": above, "below": below})
 
 
-def _choice(*allowed: str) -> Any:
+def choice(*allowed: str) -> Any:
     return field(metadata={"choices": allowed})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel:
     name: str
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
     source: str
     path: str
     fallback: str
-    split: str = _choice("official", "image")
-    train_patients: int = _number(1)
-    test_patients: int = _number(1)
-    max_test_examples: int = _number(0)
+    split: str = choice("official", "image")
+    train_patients: int = number(1)
+    test_patients: int = number(1)
+    max_test_examples: int = number(0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
     sites: tuple[str, ...]
-    scheme: str = _choice("iid", "dirichlet", "field")
+    scheme: str = choice("iid", "dirichlet", "field")
     field: str
-    alpha: float = _number(0, above=True)
+    alpha: float = number(0, above=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    rank: int = _number(1, 1024)
-    alpha: float = _number(0, above=True)
-    parts: tuple[str, ...] = _choice("language_model", "projector", "vision_tower")
+    rank: int = number(1, 1024)
+    alpha: float = number(0, above=True)
+    parts: tuple[str, ...] = choice("language_model", "projector", "vision_tower")
     targets: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Privacy:
-    mode: str = _choice("dp", "none")
-    epsilon: float = _number(0, above=True)
-    delta: float = _number(0, 1, below=True)
-    sample_rate: float = _number(0, 1, above=True)
-    max_grad_norm: float = _number(0, above=True)
-    records_per_patient: int = _number(1)
-    noise_multiplier: float = _number(0)
+    mode: str = choice("dp", "none")
+    epsilon: float = number(0, above=True)
+    delta: float = number(0, 1, below=True)
+    sample_rate: float = number(0, 1, above=True)
+    max_grad_norm: float = number(0, above=True)
+    records_per_patient: int = number(1)
+    noise_multiplier: float = number(0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    rounds: int = _number(1)
-    local_steps: int = _number(1)
-    optimizer: str = _choice("adamw", "sgd")
-    learning_rate: float = _number(0, above=True)
-    momentum: float = _number(0, 1, below=True)
-    weight_decay: float = _number(0)
+    rounds: int = number(1)
+    local_steps: int = number(1)
+    optimizer: str = choice("adamw", "sgd")
+    learning_rate: float = number(0, above=True)
+    momentum: float = number(0, 1, below=True)
+    weight_decay: float = number(0)
     keep_state: bool
-    precision: str = _choice("float32", "bfloat16")
+    precision: str = choice("float32", "bfloat16")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
     method: str
-    weighting: str = _choice("patients", "equal")
-    quorum: int = _number(1)
-    deadline_s: float = _number(0, above=True)
-    join_timeout_s: float = _number(0, above=True)
-    wire_dtype: str = _choice("float32", "bfloat16")
+    weighting: str = choice("patients", "equal")
+    quorum: int = number(1)
+    deadline_s: float = number(0, above=True)
+    join_timeout_s: float = number(0, above=True)
+    wire_dtype: str = choice("float32", "bfloat16")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    batch_size: int = _number(1)
-    max_new_tokens: int = _number(1)
+    batch_size: int = number(1)
+    max_new_tokens: int = number(1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
     name: str
     uri: str
     promote: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     host: str
-    port: int = _number(0, 65535)
+    port: int = number(0, 65535)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
     """A whole experiment. See configs/base.yaml for every key's unit and effect."""
 
     name: str
-    seed: int = _number(0)
-    device: str = _choice("auto", "cpu", "cuda")
+    seed: int = number(0)
+    device: str = choice("auto", "cpu", "cuda")
     base_model: BaseModel
     data: Data
     partition: Partition
@@ -239,7 +239,7 @@ def _parse(cls: Any, data: Any, path: str, problems: list[str]) -> Any:
     fields = {item.name: item for item in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            problems.append(f"{prefix}{key}: unknown key; {path or 'the file'} has {', '.join(fields)}")
+            problems.append(f"{prefix}{key}: unknown key; {path or 'the top level'} has {', '.join(fields)}")
     values = {}
     for name, item in fields.items():
         if name not in data:
@@ -259,6 +259,11 @@ def _value(hint: Any, value: Any, rule: Any, path: str, problems: list[str]) -> 
         for item in value:
             _check_rule(item, rule, path, problems)
         return tuple(value)
+    if hint == dict[str, str]:
+        if not isinstance(value, dict) or not value or not all(isinstance(item, str) for item in [*value, *value.values()]):
+            problems.append(f"{path}={value!r}: expected keys with texts, not empty")
+            return {}
+        return dict(value)
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint:

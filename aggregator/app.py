@@ -1,0 +1,109 @@
+"""The ServerApp: takes the run's folder from Flower's run config, loads what the round loop needs, and runs it.
+
+    run-dir/experiment.json, run-dir/public/ -> base model, initial adapter -> run_federation -> rounds/, events.jsonl
+
+Flower hides a ServerApp's output, so what went wrong is written to run-dir: one event `failed` for people, and
+logs/server-app.log with the traceback for whoever mends it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from aggregator.events import EventLog
+from fedmed.config import Experiment, parse_experiment
+from fedmed.errors import FederationError, FedMedError
+
+if TYPE_CHECKING:
+    from aggregator.exchange import Exchange
+
+RUN_DIR_KEY = "run-dir"
+EXPERIMENT_FILE = "experiment.json"
+EVENTS_FILE = "events.jsonl"
+log = logging.getLogger("fedmed.server_app")
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Flower's entry point. Raises after the failure is written down, so that Flower marks the run as failed."""
+    from aggregator.exchange import FlowerExchange
+
+    run_dir = Path(str(context.run_config[RUN_DIR_KEY]))
+    if not (run_dir / EXPERIMENT_FILE).is_file():
+        raise FederationError(
+            f"{RUN_DIR_KEY}={str(run_dir)!r}: expected a folder with {EXPERIMENT_FILE} on the aggregator's host",
+            "start runs with `fedmed run`",
+        )
+    serve(run_dir, FlowerExchange(grid))
+
+
+def serve(run_dir: Path, exchange: Exchange) -> None:
+    """Runs the experiment in `run_dir` over `exchange`; whatever goes wrong becomes the run's last event."""
+    events = EventLog(run_dir / EVENTS_FILE)
+    (run_dir / "logs").mkdir(exist_ok=True)
+    handler = logging.FileHandler(run_dir / "logs" / "server-app.log")
+    log.addHandler(handler)
+    try:
+        run(run_dir, exchange, events)
+    except FedMedError as error:
+        log.exception("the run failed")
+        events.emit("failed", message=error.message, hint=error.hint)
+        raise
+    except Exception as error:
+        log.exception("the run failed")
+        hint = f"this is a fault in FedMed; see {handler.baseFilename}"
+        events.emit("failed", message=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", hint=hint)
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
+    """Loads the base model and the public test set and runs all rounds."""
+    import torch
+
+    from aggregator.rounds import RoundStore
+    from aggregator.strategy import run_federation
+    from fedmed.data.manifest import load_manifest
+    from fedmed.messages import LoraSpec
+    from fedmed.metrics.scores import Scores
+    from fedmed.models.adapter import State, adapter_state, add_adapter, load_adapter_state
+    from fedmed.models.base import load_base
+    from fedmed.training.evaluate import evaluate
+
+    # The sites of a local federation train on the same processors; leave them some.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    experiment = read_experiment(run_dir)
+    settings, lora = experiment.evaluation, experiment.lora
+    base = load_base(experiment.base_model.name, device=experiment.device, expected_sha256=experiment.base_model.sha256)
+    public = load_manifest(run_dir / "public")
+    model = add_adapter(base.model, LoraSpec(lora.rank, lora.alpha, lora.parts, lora.targets), experiment.seed)
+    initial = adapter_state(model)
+
+    def score_adapter(state: State) -> Scores:
+        load_adapter_state(model, state)
+        scores, _ = evaluate(
+            model,
+            base.processor,
+            public,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+        )
+        return scores
+
+    store = RoundStore(run_dir / "rounds")
+    run_federation(experiment, exchange, store, score_adapter, events, initial, base.sha256)
+
+
+def read_experiment(run_dir: Path) -> Experiment:
+    """The run's resolved configuration. Raises ConfigError when it is not one of this release."""
+    return parse_experiment(json.loads((run_dir / EXPERIMENT_FILE).read_text(encoding="utf-8")))

@@ -1,0 +1,207 @@
+"""`fedmed`: the consortium's command line. Each command is a few lines over the module that does the work.
+
+Imports are lazy: `fedmed --help` must not load torch or MLflow. A user's mistake ends in two lines on stderr (what is
+wrong, what to do) and the exit code of its error class, never in a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedmed.config import load_experiment, to_dict
+from fedmed.errors import FedMedError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__.split(".")[0])
+data_app = typer.Typer(no_args_is_help=True, help="Public data sets and site manifests.")
+base_app = typer.Typer(no_args_is_help=True, help="Base models.")
+registry_app = typer.Typer(no_args_is_help=True, help="Versions of the merged model in MLflow.")
+app.add_typer(data_app, name="data")
+app.add_typer(base_app, name="base")
+app.add_typer(registry_app, name="registry")
+
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where run folders and the sqlite MLflow store live")]
+RegistryUri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: sqlite under the runs folder")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value over the experiment file", show_default=False)]
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="name under configs/experiment, or a YAML file")],
+    overrides: Overrides = None,
+    superlink: Annotated[str, typer.Option(help="control address of a running SuperLink; default: start all here")] = "",
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Run an experiment's federation, register the merged model, serve it, ask it a question, write the report."""
+    config = load_experiment(experiment, overrides or [])
+    from aggregator.run import run_experiment
+
+    run_experiment(config, runs_dir.resolve(), Console(), superlink=superlink)
+
+
+@app.command()
+def resume(run_folder: Annotated[Path, typer.Argument(help="runs/NAME")]) -> None:
+    """Build, publish, serve and report again from the committed rounds of a run (after a fault at the end)."""
+    from aggregator.run import conclude_run
+
+    conclude_run(run_folder.resolve(), Console())
+
+
+@app.command()
+def config(experiment: str, overrides: Overrides = None) -> None:
+    """Print an experiment's resolved configuration and its hash."""
+    from omegaconf import OmegaConf
+
+    resolved = load_experiment(experiment, overrides or [])
+    typer.echo(f"# sha256 {resolved.sha256}")
+    typer.echo(OmegaConf.to_yaml(OmegaConf.create(to_dict(resolved))), nl=False)
+
+
+@app.command()
+def serve(
+    reference: Annotated[str, typer.Argument(help="NAME@ALIAS or NAME:VERSION")],
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
+    device: str = "auto",
+    uri: RegistryUri = "",
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Serve a registered version through an OpenAI-compatible API."""
+    from aggregator.registry import open_registry
+    from aggregator.serving import serve as serve_model
+
+    serve_model(reference, open_registry(uri, runs_dir.resolve()), host=host, port=port, device=device)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """The importers, and what each looks for."""
+    from fedmed.data.importers import IMPORTERS
+
+    for name, importer in sorted(IMPORTERS.items()):
+        typer.echo(f"{name:16} {importer.filename:24} {importer.description}")
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: str,
+    destination: Annotated[Path, typer.Option("--to", help="folder; set FEDMED_DATA_DIR to it")] = Path("data"),
+) -> None:
+    """Download a public data set and verify its hash."""
+    from fedmed.data.fetch import fetch
+
+    path = fetch(name, destination)
+    typer.echo(f"{path} is complete and its hash is right; now: export FEDMED_DATA_DIR={path.parent.resolve()}")
+
+
+@data_app.command("split")
+def data_split(experiment: str, destination: Path, overrides: Overrides = None) -> None:
+    """Write an experiment's site manifests and its public test set under DESTINATION, without running it."""
+    from aggregator.prepare import write_data
+
+    prepared = write_data(load_experiment(experiment, overrides or []), destination)
+    for site, manifest in prepared.sites.items():
+        typer.echo(f"{site}: {manifest.num_patients} patients, {len(manifest.examples)} examples in {manifest.folder}")
+    typer.echo(f"public test set: {len(prepared.public.examples)} examples in {prepared.public.folder}")
+
+
+@base_app.command("build")
+def base_build(
+    out: Annotated[Path, typer.Argument(help="folder to write the checkpoint to")],
+    seed: int = 0,
+) -> None:
+    """Pre-train fedmed-tiny on public phantoms (at most 15 minutes on 2 cores)."""
+    from fedmed.models.pretrain import build_base
+
+    build_base(out, seed=seed)
+
+
+@base_app.command("hash")
+def base_hash(name: str) -> None:
+    """Print the hash of a base model, as a site's policy lists it."""
+    from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
+
+    path = checkpoint_path(name)
+    if path is None:
+        raise FedMedError(f"base model {name!r} is not on this disk", "give a local folder, or download it first")
+    typer.echo(checkpoint_sha256(path))
+
+
+@registry_app.command("list")
+def registry_list(name: str = "fedmed", uri: RegistryUri = "", runs_dir: RunsDir = Path("runs")) -> None:
+    """Versions, aliases and their scores."""
+    from aggregator.registry import open_registry
+
+    for version in open_registry(uri, runs_dir.resolve()).versions(name):
+        typer.echo(version.line())
+
+
+@registry_app.command("show")
+def registry_show(reference: str, uri: RegistryUri = "", runs_dir: RunsDir = Path("runs")) -> None:
+    """A version's lineage, privacy and metrics."""
+    from aggregator.registry import open_registry
+
+    typer.echo(open_registry(uri, runs_dir.resolve()).get(reference).details())
+
+
+@registry_app.command("promote")
+def registry_promote(
+    reference: str,
+    reason: Annotated[str, typer.Option(help="kept with the version")],
+    alias: str = "champion",
+    uri: RegistryUri = "",
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Give a version an alias; the one that had it is remembered."""
+    from aggregator.registry import open_registry, promote
+
+    typer.echo(promote(open_registry(uri, runs_dir.resolve()), reference, alias, reason).line())
+
+
+@registry_app.command("rollback")
+def registry_rollback(
+    name: str = "fedmed",
+    reason: Annotated[str, typer.Option(help="kept with the version")] = "rolled back by hand",
+    alias: str = "champion",
+    uri: RegistryUri = "",
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Give the alias back to the version that had it before."""
+    from aggregator.registry import open_registry, rollback
+
+    typer.echo(rollback(open_registry(uri, runs_dir.resolve()), name, alias, reason).line())
+
+
+@registry_app.command("replay")
+def registry_replay(run_folder: Path, uri: RegistryUri = "", runs_dir: RunsDir = Path("runs")) -> None:
+    """Publish a finished run whose registry was down; doing it twice makes one version."""
+    from aggregator.publish import publish
+    from aggregator.registry import open_registry
+
+    typer.echo(publish(run_folder.resolve(), open_registry(uri, runs_dir.resolve())).line())
+
+
+def main() -> None:
+    """Entry point of `fedmed`."""
+    try:
+        app()
+    except FedMedError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        typer.echo("stopped; everything that this command started has been ended", err=True)
+        sys.exit(130)
+
+
+def _fail(error: FedMedError) -> None:
+    typer.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"  hint: {error.hint}", err=True)
+    sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

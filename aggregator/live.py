@@ -1,0 +1,258 @@
+"""What a person sees while a federation runs: fed one event at a time, drawn live on a terminal, else plain lines.
+
+    with LiveView(Console(), experiment) as view:
+        for event in follower.new_events():        # kinds and fields: see aggregator/events.py
+            view.handle(event)
+    print_summary(report, folder, console)
+
+`Progress` holds what the events so far add up to and knows nothing of the screen; `plain_line` is one event as text.
+Events whose kind is not known are passed over, so that a newer aggregator does not break an older view.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from aggregator.report_page import duration, epsilon, percent, size
+from fedmed.config import Experiment
+
+_STYLES = {"waited for": "yellow", "training": "cyan", "replied": "green", "joined": "green", "left out": "red"}
+
+
+@dataclass
+class SiteProgress:
+    """One site: `state` is waited for, joined, training, replied or left out."""
+
+    state: str = "waited for"
+    detail: str = ""
+    num_patients: int | None = None
+    epsilon: float | None = 0.0
+
+
+@dataclass
+class Progress:
+    """What the events so far add up to. `accuracies`: after round 0 (zero-shot), 1, 2, ..."""
+
+    rounds: int
+    sites: dict[str, SiteProgress]
+    round: int = 0
+    state: str = "starting"
+    quorum: int = 0
+    accuracies: list[float] = field(default_factory=list)
+
+    def handle(self, event: Mapping[str, Any]) -> None:
+        """Take in one event."""
+        update = getattr(self, f"_on_{event.get('kind')}", None)
+        if update is not None:
+            update(event)
+
+    def site(self, name: str) -> SiteProgress:
+        """The site of this name; one that nobody announced is added."""
+        return self.sites.setdefault(name, SiteProgress())
+
+    def _on_waiting(self, event: Mapping[str, Any]) -> None:
+        self.state, self.quorum = "waiting for sites", event["quorum"]
+        for name in event["sites"]:
+            if self.site(name).state == "waited for":
+                self.site(name).state = "joined"
+
+    def _on_joined(self, event: Mapping[str, Any]) -> None:
+        site = self.site(event["site"])
+        site.state, site.detail, site.num_patients = "joined", "", event["num_patients"]
+
+    def _on_zero_shot(self, event: Mapping[str, Any]) -> None:
+        self.accuracies.append(event["accuracy"])
+
+    def _on_round_started(self, event: Mapping[str, Any]) -> None:
+        self.round, self.rounds, self.state = event["round"], event["rounds"], "training"
+        for name in event["sites"]:
+            self.site(name).state, self.site(name).detail = "training", ""
+
+    def _on_reply(self, event: Mapping[str, Any]) -> None:
+        site = self.site(event["site"])
+        site.state, site.detail = "replied", f"trained {duration(event['seconds'])}"
+        site.epsilon = None if event["epsilon"] is None or event["epsilon"] < 0 else event["epsilon"]
+
+    def _on_left_out(self, event: Mapping[str, Any]) -> None:
+        site = self.site(event["site"])
+        site.state, site.detail = "left out", event["reason"]
+
+    def _on_round_committed(self, event: Mapping[str, Any]) -> None:
+        self.state = "round skipped: too few replies" if event["skipped"] else "round committed"
+        if event["accuracy"] is not None:
+            self.accuracies.append(event["accuracy"])
+
+    def _on_finished(self, _: Mapping[str, Any]) -> None:
+        self.state = "all rounds committed"
+
+    def _on_failed(self, _: Mapping[str, Any]) -> None:
+        self.state = "failed"
+
+
+class LiveView:
+    """Shows a run's events as they come: redrawn in place on a terminal, one plain line an event elsewhere."""
+
+    def __init__(self, console: Console, experiment: Experiment) -> None:
+        self._console, self._experiment = console, experiment
+        sites = {name: SiteProgress() for name in experiment.partition.sites}
+        self.progress = Progress(rounds=experiment.training.rounds, sites=sites)
+        self._started = time.monotonic()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        if self._experiment.privacy.mode == "none":
+            warning = "WARNING: privacy.mode=none: this run gives patients NO differential privacy"
+            self._console.print(Text(warning, style="bold red"), soft_wrap=True)
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def handle(self, event: Mapping[str, Any]) -> None:
+        """Show one event."""
+        self.progress.handle(event)
+        if self._live is not None:
+            self._live.refresh()
+        elif line := plain_line(event):
+            elapsed = f"[{time.monotonic() - self._started:6.1f} s] "
+            self._console.print(Text(elapsed + line), soft_wrap=True)
+
+    def _draw(self) -> Panel:
+        progress = self.progress
+        done = len(progress.accuracies) - 1 if progress.accuracies else 0
+        head = Table.grid(expand=True, padding=(0, 2))
+        head.add_column(ratio=1)
+        head.add_column(justify="right")
+        elapsed = duration(float(int(time.monotonic() - self._started)))
+        head.add_row(
+            Text.assemble(
+                ("round ", "dim"), (f"{progress.round} of {progress.rounds}", "bold"), ("  ", ""), (progress.state, "dim")
+            ),
+            Text(elapsed, style="dim"),
+        )
+        bar = ProgressBar(total=max(progress.rounds, 1), completed=done, complete_style="cyan", finished_style="green")
+        body = Group(head, bar, _sites_table(progress, self._budget()), _accuracy_text(progress.accuracies))
+        return Panel(body, title=f"FedMed: {self._experiment.name}", border_style="dim", box=box.ROUNDED)
+
+    def _budget(self) -> float | None:
+        privacy = self._experiment.privacy
+        return privacy.epsilon if privacy.mode == "dp" else None
+
+
+def plain_line(event: Mapping[str, Any]) -> str:
+    """One event as one line; "" for an event that needs none."""
+    kind = event.get("kind")
+    if kind == "waiting":
+        missing = event["expected"] - len(event["sites"]) if isinstance(event["expected"], int) else "more"
+        names = ", ".join(event["sites"]) or "none yet"
+        return f"waiting for {missing} of {event['expected']} sites (quorum {event['quorum']}); here: {names}"
+    if kind == "joined":
+        return f"{event['site']} joined with {event['num_patients']} patients"
+    if kind == "zero_shot":
+        return f"zero-shot accuracy {percent(event['accuracy'])}"
+    if kind == "round_started":
+        return f"round {event['round']} of {event['rounds']}: training at {', '.join(event['sites'])}"
+    if kind == "reply":
+        spent = "no bound" if event["epsilon"] is None or event["epsilon"] < 0 else f"{event['epsilon']:.2f}"
+        return f"round {event['round']}: {event['site']} replied, epsilon {spent}, trained {duration(event['seconds'])}"
+    if kind == "left_out":
+        return f"round {event['round']}: {event['site']} left out: {event['reason']}"
+    if kind == "round_committed":
+        outcome = "skipped, the model stays" if event["skipped"] else "committed"
+        return (
+            f"round {event['round']} {outcome}: accuracy {percent(event['accuracy'])}, {event['replies']} replies, "
+            f"{duration(event['seconds'])}"
+        )
+    return {"finished": "all rounds are committed", "failed": f"failed: {event.get('message')}"}.get(str(kind), "")
+
+
+def print_summary(report: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """The few lines at the end of a run: what was reached, what it cost, where it is."""
+    privacy = report["privacy"]
+    if privacy["warning"]:
+        console.print(Text(f"WARNING: {privacy['warning']}", style="bold red"), soft_wrap=True)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim" if console.is_terminal else "")
+    table.add_column(overflow="fold")
+    for name, value in _summary_rows(report, folder):
+        table.add_row(name, Text(value))
+    if console.is_terminal:
+        console.print(Panel(table, title=f"{report['experiment']}: done", border_style="green", box=box.ROUNDED))
+        return
+    for name, value in _summary_rows(report, folder):
+        console.print(Text(f"{name:10} {value}"), soft_wrap=True)
+
+
+def _summary_rows(report: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    privacy, rounds, served, entry = report["privacy"], report["rounds"], report["served"], report["registry"]
+    skipped = sum(item["skipped"] for item in rounds)
+    traffic = sum(item["bytes_up"] + item["bytes_down"] for item in rounds)
+    spent = ", ".join(f"{site['name']} {epsilon(site['epsilon'])}" for site in report["sites"])
+    planned = "" if privacy["epsilon_planned"] is None else f" (planned {privacy['epsilon_planned']:g})"
+    rows = [
+        (
+            "accuracy",
+            f"{percent(report['zero_shot_accuracy'])} zero-shot -> {percent(report['final_accuracy'])} "
+            f"(majority answer {percent(report['majority_accuracy'])})",
+        ),
+        ("epsilon", f"{spent}{planned}, per patient" if privacy["mode"] == "dp" else "no differential privacy"),
+        ("rounds", f"{len(rounds)}, {skipped} skipped; {size(traffic)} of traffic; {duration(report['wall_s'])} in all"),
+    ]
+    version = f"{entry['name']}:{entry['version']} ({entry['alias'] or 'no alias'})" if entry else "not registered"
+    rows.append(("registry", version))
+    if served:
+        truth = f", expected {served['expected']!r}" if "expected" in served else ""
+        rows.append(("asked", served["question"]))
+        rows.append(("answer", f"{served['answer']!r}{truth}, {duration(served['latency_s'])}"))
+    return [*rows, ("report", str(folder / "report.html"))]
+
+
+def _sites_table(progress: Progress, budget: float | None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
+    for name, justify in (("site", "left"), ("patients", "right"), ("epsilon spent", "right"), ("now", "left")):
+        table.add_column(name, justify=justify, header_style="dim", no_wrap=name != "now")  # type: ignore[arg-type]
+    for name, site in progress.sites.items():
+        spent = epsilon(site.epsilon) + (f" of {budget:g}" if budget is not None else "")
+        state = Text(site.state, style=_STYLES.get(site.state, ""))
+        if site.detail:
+            state.append(f"  {site.detail}", style="dim" if site.state != "left out" else "red")
+        table.add_row(name, "" if site.num_patients is None else str(site.num_patients), spent, state)
+    return table
+
+
+def _accuracy_text(accuracies: Sequence[float]) -> Text:
+    if not accuracies:
+        return Text("accuracy  not measured yet", style="dim")
+    text = Text.assemble(("accuracy  ", "dim"), (percent(accuracies[-1]), "bold"))
+    if len(accuracies) > 1:
+        text.append(f"  from {percent(accuracies[0])} zero-shot  ", style="dim")
+        text.append(_spark(accuracies), style="cyan")
+    return text
+
+
+def _spark(values: Sequence[float]) -> str:
+    """The values as a row of small bars, lowest to highest."""
+    low, high = min(values), max(values)
+    bars = "▁▂▃▄▅▆▇█"
+    return "".join(bars[round((value - low) / ((high - low) or 1) * (len(bars) - 1))] for value in values[-40:])

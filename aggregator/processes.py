@@ -1,0 +1,210 @@
+"""Real processes with logs, each of which ends when the block that started it ends, with all that it started itself.
+
+    with ProcessGroup(run_dir / "logs") as group:
+        site = group.start("north", ["fedmed-site", "start", "sites/north"])
+        group.check()                        # FederationError if one has died, with the end of its log
+    # here nothing of the group runs any more, whether the block returned, raised, or was interrupted
+
+| what happens                       | what is left running                                                  |
+| ---------------------------------- | --------------------------------------------------------------------- |
+| the block returns or raises        | nothing                                                               |
+| Ctrl-C, or SIGTERM to this process | nothing; KeyboardInterrupt, or SystemExit(143), goes on to the caller |
+| a started process dies by itself   | its own children until `check` or the block's end finds them          |
+| SIGKILL to this process            | what it started: nobody is left to end it                             |
+
+Grandchildren are known by their parent's id and by their session, both looked up while the parent lives: Flower's
+SuperLink starts its executor in a session of its own, and an executor outlives a killed SuperLink for a while.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import psutil
+
+from fedmed.errors import FederationError
+
+LOG_TAIL_LINES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Managed:
+    """One started process: its name for people, its handle and its log."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def tail(self, lines: int = LOG_TAIL_LINES) -> str:
+        """The last lines of its log, joined to one line for an error message."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip()) or "nothing"
+
+
+class ProcessGroup:
+    """Starts processes and ends them. Use it as a context manager, from the main thread.
+
+    Args:
+        log_dir: one NAME.log per process, stdout and stderr together.
+        grace_s: seconds between SIGTERM and SIGKILL.
+    """
+
+    def __init__(self, log_dir: Path, grace_s: float = 5.0) -> None:
+        self._log_dir = log_dir
+        self._grace_s = grace_s
+        self._managed: list[Managed] = []
+        self._stopped: set[str] = set()
+        self._seen: dict[tuple[int, float], psutil.Process] = {}
+        self._old_handler: Any = None
+
+    def __enter__(self) -> ProcessGroup:
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        if threading.current_thread() is threading.main_thread():
+            self._old_handler = signal.signal(signal.SIGTERM, _exit_on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        finally:
+            if self._old_handler is not None:
+                signal.signal(signal.SIGTERM, self._old_handler)
+
+    def start(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> Managed:
+        """Starts a process in a session of its own. Raises FederationError when the program is not there."""
+        log = self._log_dir / f"{name}.log"
+        with log.open("ab") as file:
+            try:
+                process = subprocess.Popen(
+                    list(command), stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, start_new_session=True
+                )
+            except OSError as error:
+                raise FederationError(f"cannot start {name}: {command[0]}: {error.strerror}") from None
+        managed = Managed(name, process, log)
+        self._managed.append(managed)
+        return managed
+
+    def check(self, names: Collection[str] = ()) -> None:
+        """Notes what runs by now. Raises FederationError when a process has ended that nobody stopped.
+
+        Args:
+            names: of those that must be running; empty means all.
+        """
+        self._look()
+        for item in self._managed:
+            if names and item.name not in names or item.name in self._stopped:
+                continue
+            if (code := item.process.poll()) is not None:
+                raise FederationError(
+                    f"{item.name} ended with status {code}; its log ends: {item.tail()}", f"see {item.log}"
+                )
+
+    def stop(self, managed: Managed) -> None:
+        """Ends one process and its descendants; `check` does not miss it afterwards."""
+        self._stopped.add(managed.name)
+        _end(_family(managed.process), self._grace_s)
+        managed.process.poll()
+
+    def close(self) -> None:
+        """Ends everything the group has started. May be called twice."""
+        with _SignalsHeld():
+            self._look()
+            _end(self._seen.values(), self._grace_s)
+            self._look()  # what a process started while it was being ended
+            _end(self._seen.values(), 0.0)
+            for item in self._managed:
+                item.process.wait()
+
+    def running(self) -> list[str]:
+        """Names of the programs that the group's processes and their descendants run at present."""
+        self._look()
+        return sorted(_program(process) for process in self._seen.values() if _alive(process))
+
+    def _look(self) -> None:
+        """Adds every descendant, and every member of a session that a known process leads, to the known processes."""
+        for item in self._managed:
+            for process in _family(item.process):
+                self._seen.setdefault((process.pid, process.create_time()), process)
+        sessions = {pid for pid, _ in self._seen}
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) in sessions:
+                    self._seen.setdefault((process.pid, process.create_time()), process)
+            except (OSError, psutil.Error):
+                continue
+
+
+class _SignalsHeld:
+    """Keeps a second Ctrl-C from cutting the clean-up short."""
+
+    def __enter__(self) -> None:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            for number, handler in self._old.items():
+                signal.signal(number, handler)
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The process, unless it has been waited for, and all its descendants."""
+    if process.returncode is not None:
+        return []
+    try:
+        root = psutil.Process(process.pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _end(processes: Iterable[psutil.Process], grace_s: float) -> None:
+    """SIGTERM to each, then SIGKILL to those left; psutil checks that a pid is still the same process."""
+    alive = [process for process in processes if _alive(process)]
+    if grace_s > 0:
+        _signal(alive, signal.SIGTERM)
+        end = time.monotonic() + grace_s
+        while time.monotonic() < end and (alive := [process for process in alive if _alive(process)]):
+            time.sleep(0.05)
+    _signal(alive, signal.SIGKILL)
+
+
+def _signal(processes: Iterable[psutil.Process], number: int) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.Error:
+            continue
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _program(process: psutil.Process) -> str:
+    try:
+        arguments = process.cmdline()
+    except psutil.Error:
+        return ""
+    names = [Path(argument).name for argument in arguments[:2]]
+    return names[1] if len(names) == 2 and names[0].startswith("python") else names[0] if names else ""

@@ -1,0 +1,237 @@
+"""The registry on MLflow: files and tags only, no flavor, no pickle, nothing that runs when it is loaded.
+
+    MlflowRegistry("sqlite:////srv/fedmed/mlflow.db")      # artifacts in the folder `artifacts` beside the database
+    MlflowRegistry("https://mlflow.consortium.example")    # a tracking server; it decides where artifacts go
+
+A run holds params, metrics per round, tags and report; the version points at the run's folder `model`. Only the
+consortium has the store's credentials (MLFLOW_TRACKING_USERNAME, ...PASSWORD or ...TOKEN); sites never see it.
+
+| state of the store            | what happens                                                      |
+| ----------------------------- | ----------------------------------------------------------------- |
+| server does not answer        | RegistryError within seconds, before any MLflow retry             |
+| cut off in the middle         | the run is marked failed; the next publish replaces it            |
+| same key published again      | the first version is returned, nothing is added                   |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+from aggregator.model_folder import MANIFEST, file_sha256, verify_model
+from aggregator.registry.base import KEY_TAG, MANIFEST_TAG, RunInfo, Version, find, parse_reference
+from aggregator.registry.fetching import fetched_folder
+from fedmed.errors import RegistryError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PROBE_TIMEOUT_S = 3.0
+_MODEL_PATH = "model"
+_NOTE_TAG = "mlflow.note.content"
+_HINT = "start the store, or name another with --uri; the run is complete on disk: fedmed registry replay RUN"
+
+
+class MlflowRegistry:
+    """See `Registry` for the methods.
+
+    Args:
+        uri: MLflow tracking URI, sqlite:/// or http(s)://; it serves as the registry URI too.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._made: MlflowClient | None = None
+
+    def publish(self, model_dir: Path, run: RunInfo) -> Version:
+        verify_model(model_dir)
+        for version in self.versions(run.name):
+            if version.tags.get(KEY_TAG) == run.key:
+                return version
+        with self._store() as client:
+            experiment_id = self._experiment(client, run.name)
+            _remove_unfinished(client, experiment_id, run.key)
+            run_id = _start_run(client, experiment_id, run)
+            try:
+                _log_run(client, run_id, run, model_dir)
+                number = _create_version(client, run_id, run, file_sha256(model_dir / MANIFEST))
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    client.set_terminated(run_id, "FAILED")
+                raise
+            client.set_terminated(run_id, "FINISHED")
+        return self.get(f"{run.name}:{number}")
+
+    def attach(self, version: Version, files: Sequence[Path]) -> None:
+        with self._store() as client:
+            for path in files:
+                client.log_artifact(version.run_id, str(path))
+
+    def versions(self, name: str) -> list[Version]:
+        parse_reference(f"{name}:1")  # the name goes into a filter expression, so it must be a plain word
+        with self._store() as client:
+            models = client.search_registered_models(filter_string=f"name='{name}'")
+            if not models:
+                return []
+            aliases = {alias: int(number) for alias, number in models[0].aliases.items()}
+            found = [_version(raw, aliases) for raw in _all_versions(client, name)]
+        return sorted(found, key=lambda version: version.version, reverse=True)
+
+    def get(self, reference: str) -> Version:
+        target = parse_reference(reference)
+        return find(self.versions(target.name), target)
+
+    def fetch(self, reference: str, destination: Path) -> Path:
+        version = self.get(reference)
+        with fetched_folder(version, destination) as part, self._store() as client:
+            # By run, not by models:/ URI: that would ask the process's global registry, not this one.
+            model = Path(client.download_artifacts(version.run_id, _MODEL_PATH, str(part)))
+            for path in model.iterdir():
+                path.rename(part / path.name)
+            model.rmdir()
+        return destination
+
+    def set_alias(self, version: Version, alias: str) -> Version:
+        parse_reference(f"{version.name}@{alias}")
+        with self._store() as client:
+            client.set_registered_model_alias(version.name, alias, str(version.version))
+        return self.get(version.reference)
+
+    def tag(self, version: Version, tags: Mapping[str, str]) -> Version:
+        with self._store() as client:
+            for name, value in tags.items():
+                client.set_model_version_tag(version.name, str(version.version), name, value)
+        return self.get(version.reference)
+
+    @contextlib.contextmanager
+    def _store(self) -> Iterator[MlflowClient]:
+        """The client; whatever the store throws becomes a RegistryError of one line."""
+        try:
+            yield self._client()
+        except RegistryError:
+            raise
+        except Exception as error:
+            # SQLAlchemy and MLflow raise their own trees and both import slowly, so the module's name decides.
+            if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in {"mlflow", "sqlalchemy"}:
+                raise
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RegistryError(f"MLflow at {_masked(self.uri)}: {first[:300]}", _HINT) from error
+
+    def _client(self) -> MlflowClient:
+        _probe(self.uri)
+        if self._made is None:
+            _configure_mlflow()
+            if (database := _sqlite_path(self.uri)) is not None:
+                database.parent.mkdir(parents=True, exist_ok=True)
+            from mlflow import MlflowClient
+
+            self._made = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return self._made
+
+    def _experiment(self, client: MlflowClient, name: str) -> str:
+        known = client.get_experiment_by_name(name)
+        if known is not None:
+            return str(known.experiment_id)
+        database = _sqlite_path(self.uri)
+        # Without a location MLflow writes to ./mlruns of whatever folder the command was called from.
+        location = (database.parent / "artifacts" / name).as_uri() if database else None
+        note = "FedMed: one run per federation, from data to the published version. Open a run for its story."
+        return str(client.create_experiment(name, artifact_location=location, tags={_NOTE_TAG: note}))
+
+
+def _configure_mlflow() -> None:
+    """Quick failure, no telemetry, no chatter; a value that the user has set stays."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _probe(uri: str) -> None:
+    """Raise RegistryError unless something answers at an http(s) URI; any answer, also a refusal, will do."""
+    parts = urlparse(uri)
+    if parts.scheme not in {"http", "https"}:
+        return
+    host = parts.hostname or ""
+    address = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path.rstrip('/')}/health"
+    try:
+        urllib.request.urlopen(address, timeout=PROBE_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise RegistryError(f"MLflow at {_masked(uri)} does not answer: {reason}", _HINT) from None
+
+
+def _masked(uri: str) -> str:
+    """The URI without user name and password."""
+    parts = urlparse(uri)
+    return uri if parts.password is None and parts.username is None else uri.replace(parts.netloc, parts.hostname or "")
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def _start_run(client: MlflowClient, experiment_id: str, run: RunInfo) -> str:
+    tags = {**run.tags, KEY_TAG: run.key, _NOTE_TAG: run.description, "mlflow.source.name": "fedmed run"}
+    return str(client.create_run(experiment_id, tags=tags, run_name=run.run_name).info.run_id)
+
+
+def _log_run(client: MlflowClient, run_id: str, run: RunInfo, model_dir: Path) -> None:
+    from mlflow.entities import Metric, Param
+
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    params = [Param(name, str(value)) for name, value in run.params.items()]
+    metrics = [Metric(metric.name, metric.value, now, metric.step) for metric in run.metrics]
+    for start in range(0, len(params), 100):  # MLflow's limits of one batch
+        client.log_batch(run_id, params=params[start : start + 100])
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    client.log_artifacts(run_id, str(model_dir), _MODEL_PATH)
+    for path in run.files:
+        client.log_artifact(run_id, str(path))
+
+
+def _create_version(client: MlflowClient, run_id: str, run: RunInfo, manifest_sha256: str) -> int:
+    if not client.search_registered_models(filter_string=f"name='{run.name}'"):
+        client.create_registered_model(run.name, description="Merged models of FedMed federations; see each version.")
+    tags = {**run.tags, KEY_TAG: run.key, MANIFEST_TAG: manifest_sha256}
+    source = f"runs:/{run_id}/{_MODEL_PATH}"
+    raw = client.create_model_version(run.name, source, run_id, tags=tags, description=run.description)
+    return int(raw.version)
+
+
+def _remove_unfinished(client: MlflowClient, experiment_id: str, key: str) -> None:
+    """Runs of this key were cut off before they had a version; MLflow keeps them in its bin."""
+    for run in client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{key}'"):
+        client.delete_run(run.info.run_id)
+
+
+def _all_versions(client: MlflowClient, name: str) -> list[Any]:
+    found: list[Any] = []
+    token: str | None = None
+    while True:
+        page = client.search_model_versions(f"name='{name}'", max_results=1000, page_token=token)
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found
+
+
+def _version(raw: Any, aliases: Mapping[str, int]) -> Version:
+    number = int(raw.version)
+    created = datetime.fromtimestamp(raw.creation_timestamp / 1000, UTC).isoformat(timespec="seconds")
+    mine = tuple(sorted(alias for alias, holder in aliases.items() if holder == number))
+    return Version(raw.name, number, raw.run_id or "", mine, dict(raw.tags), raw.description or "", created)

@@ -1,0 +1,208 @@
+"""The rounds of a run on disk: a round is there with its adapter and record, or it is not there at all.
+
+    rounds/run_id            the run's name on the wire, drawn once
+    rounds/000/              the initial adapter and its zero-shot scores
+    rounds/001/              adapter.safetensors, round.json
+    rounds/.new-*            a commit that did not finish: ignored, and removed by the next commit
+
+    >>> store = RoundStore(run_dir / "rounds")                  # doctest: +SKIP
+    >>> record = store.commit(record, state)                    # doctest: +SKIP
+    >>> store.state(record.round)                               # doctest: +SKIP
+
+| what happens                                   | what a reader sees                                 |
+| ---------------------------------------------- | -------------------------------------------------- |
+| killed while a round is written                | the rounds before it, whole                        |
+| disk full or read-only                         | FederationError, the rounds before it, whole       |
+| the adapter's bytes were changed               | FederationError from `state`, naming both hashes   |
+| round.json or the adapter is missing or broken | it and those after it do not count; committed anew |
+| a round is committed twice                     | FederationError, the first stays                   |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedmed.errors import FederationError
+from fedmed.messages import sha256_hex
+from fedmed.metrics.scores import Scores
+from fedmed.models.adapter import State, decode_state, encode_state
+
+ADAPTER_FILE = "adapter.safetensors"
+RECORD_FILE = "round.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SiteReport:
+    """What one site reported for a round. `weight` is what its adapter counted; the rest is as in TrainResult."""
+
+    site: str
+    num_patients: int
+    steps: int
+    epsilon: float
+    delta: float
+    epsilon_total: float
+    train_seconds: float
+    bytes_up: int
+    dataset_fingerprint: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One committed round.
+
+    Attributes:
+        skipped: fewer valid replies than the quorum; the adapter is the round's before.
+        left_out: site (or node) -> why it took no part.
+        scores: of the adapter after this round, on the public test set.
+        bytes_up, bytes_down: frames received and sent, in bytes, over all sites.
+        seconds: wall time of the round, evaluation included; train_seconds: the slowest site's.
+        adapter_sha256: of adapter.safetensors; parent_sha256: of the round's before, empty at round 0. Both are
+            filled in by `RoundStore.commit`.
+    """
+
+    round: int
+    skipped: bool
+    replies: tuple[SiteReport, ...]
+    left_out: Mapping[str, str]
+    scores: Scores | None
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    train_seconds: float
+    config_sha256: str
+    adapter_sha256: str = field(default="")
+    parent_sha256: str = field(default="")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RoundRecord:
+        """What `to_dict` gave. Raises TypeError or KeyError for anything else."""
+        scores = data["scores"]
+        return cls(
+            **{
+                **data,
+                "replies": tuple(SiteReport(**reply) for reply in data["replies"]),
+                "scores": None if scores is None else Scores(**scores),
+            }
+        )
+
+
+class RoundStore:
+    """Commits rounds to a folder and reads them back. One process writes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run_id(self, name: str) -> str:
+        """`name` with eight random digits, drawn at the first call: a run started anew is another run to the sites."""
+        path = self.folder / "run_id"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(self.folder / ".run_id", f"{name}-{secrets.token_hex(4)}".encode())
+            os.replace(self.folder / ".run_id", path)
+        return path.read_text(encoding="utf-8")
+
+    def records(self) -> list[RoundRecord]:
+        """All rounds from 0 up to the first that is missing or broken."""
+        records: list[RoundRecord] = []
+        while (record := self._record(len(records))) is not None:
+            records.append(record)
+        return records
+
+    def last(self) -> RoundRecord | None:
+        """The latest round, None before the first commit."""
+        records = self.records()
+        return records[-1] if records else None
+
+    def state(self, number: int) -> State:
+        """The adapter after round `number`, its hash verified.
+
+        Raises:
+            FederationError: the round is not there, or its bytes are not those that were committed.
+        """
+        record = self._record(number)
+        if record is None:
+            raise FederationError(f"round {number} is not in {self.folder}")
+        payload = (self._path(number) / ADAPTER_FILE).read_bytes()
+        if (found := sha256_hex(payload)) != record.adapter_sha256:
+            raise FederationError(
+                f"adapter of round {number} has SHA-256 {found[:12]}, expected {record.adapter_sha256[:12]}",
+                f"move {self._path(number)} away; the run goes on from the round before",
+            )
+        return decode_state(payload)
+
+    def commit(self, record: RoundRecord, state: State) -> RoundRecord:
+        """Writes a round, or nothing. Returns the record with its hashes.
+
+        Raises:
+            FederationError: it is committed already, is not the next round, or the disk does not take it.
+        """
+        last = self.last()
+        expected = 0 if last is None else last.round + 1
+        if record.round != expected:
+            raise FederationError(f"cannot commit round {record.round}: expected round {expected}")
+        payload = encode_state(state, "float32")
+        parent = "" if last is None else last.adapter_sha256
+        record = dataclasses.replace(record, adapter_sha256=sha256_hex(payload), parent_sha256=parent)
+        text = json.dumps(record.to_dict(), indent=1, sort_keys=True, allow_nan=False)
+        try:
+            self._publish(record.round, {ADAPTER_FILE: payload, RECORD_FILE: text.encode()})
+        except OSError as error:
+            raise FederationError(
+                f"round {record.round} cannot be written to {self.folder}: {error.strerror}",
+                "make room or mend the disk; the rounds before it are whole and the run goes on from there",
+            ) from error
+        return record
+
+    def _publish(self, number: int, files: Mapping[str, bytes]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for torn in self.folder.glob(".new-*"):
+            shutil.rmtree(torn)
+        if self._path(number).exists():  # `commit` found it broken
+            os.rename(self._path(number), self.folder / f".broken-{number:03d}-{secrets.token_hex(4)}")
+        new = self.folder / f".new-{number:03d}"
+        new.mkdir()
+        for name, data in files.items():
+            _write(new / name, data)
+        _sync(new)
+        os.rename(new, self._path(number))
+        _sync(self.folder)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:03d}"
+
+    def _record(self, number: int) -> RoundRecord | None:
+        path = self._path(number)
+        try:
+            record = RoundRecord.from_dict(json.loads((path / RECORD_FILE).read_bytes()))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return record if record.round == number and (path / ADAPTER_FILE).is_file() else None
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes the folder's entries last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

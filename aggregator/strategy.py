@@ -1,0 +1,226 @@
+"""The round loop: one exchange a round, replies folded in as they arrive, each round committed whole or not at all.
+
+    join -> [ task -> exchange -> check each reply -> fold -> finish -> evaluate -> commit ] x rounds
+
+    >>> exchange = LocalExchange(sites)                                                     # doctest: +SKIP
+    >>> run_federation(experiment, exchange, store, evaluate, events, initial, base.sha256) # doctest: +SKIP
+
+Which replies count: aggregator/tasks.py. A site whose reply does not is left out of the round, with the reason in the
+round's record and in an event, and the others go on.
+
+| what happens                           | what the round becomes                                               |
+| -------------------------------------- | -------------------------------------------------------------------- |
+| valid replies >= quorum                | committed with the new adapter                                       |
+| valid replies < quorum                 | committed as skipped, the adapter unchanged                          |
+| fewer connected sites than the quorum  | waited for up to deadline_s, then skipped: no task, no privacy spent |
+| killed at any moment                   | the next start goes on after the last committed round (see below)    |
+| other configuration in the same folder | FederationError before anything is sent                              |
+
+After a restart the task of the unfinished round has the same bytes as before: a site that has trained it hands its
+result over again and spends nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aggregator.aggregation import Method, WeightedMean, get_method, select
+from aggregator.events import EventLog
+from aggregator.exchange import Exchange, Reply
+from aggregator.roster import Roster
+from aggregator.rounds import RoundRecord, RoundStore, SiteReport
+from aggregator.tasks import check_reply, make_task, plan_privacy
+from fedmed.config import Experiment
+from fedmed.errors import FederationError, FedMedError
+from fedmed.messages import TrainResult, TrainTask, encode, sha256_hex
+from fedmed.metrics.scores import Scores
+from fedmed.models.adapter import State, encode_state
+
+
+def run_federation(
+    experiment: Experiment,
+    exchange: Exchange,
+    store: RoundStore,
+    evaluate: Callable[[State], Scores],
+    events: EventLog,
+    initial: State,
+    base_sha256: str,
+) -> None:
+    """Runs all rounds that `store` does not hold yet.
+
+    Args:
+        exchange: carries frames to the sites.
+        evaluate: scores an adapter on the public test set.
+        initial: the whole adapter as drawn from the experiment's public seed; used when `store` is empty.
+        base_sha256: of the frozen base model; every site compares it with its own.
+
+    Raises:
+        FederationError: unknown method, too few sites at the start, a store of another configuration, or a full disk.
+        PrivacyError: no noise reaches the asked epsilon.
+    """
+    federation = Federation(experiment, exchange, store, evaluate, events, base_sha256)
+    state = federation.start(initial)
+    done, rounds = len(store.records()) - 1, experiment.training.rounds  # round 0 is not a round of training
+    if done < rounds:
+        federation.roster.join()
+    for number in range(done + 1, rounds + 1):
+        state = federation.run_round(number, state)
+    events.emit("finished")
+
+
+@dataclass
+class _Round:
+    """What a round has gathered so far."""
+
+    task: TrainTask
+    frame: bytes
+    task_sha256: str
+    expected: State
+    mean: WeightedMean | None = None
+    reports: list[SiteReport] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class Federation:
+    """One run: its settings, its sites, its store."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        exchange: Exchange,
+        store: RoundStore,
+        evaluate: Callable[[State], Scores],
+        events: EventLog,
+        base_sha256: str,
+    ) -> None:
+        self._experiment = experiment
+        self._exchange = exchange
+        self._store = store
+        self._evaluate = evaluate
+        self._events = events
+        self._base_sha256 = base_sha256
+        self._method: Method = get_method(experiment.federation.method)
+        self._privacy = plan_privacy(experiment)
+        self._scores: Scores | None = None
+        self._run = store.run_id(experiment.name)
+        self.roster = Roster(experiment, self._run, exchange, events)
+
+    def start(self, initial: State) -> State:
+        """Commits round 0 (the zero-shot scores of `initial`), or takes up the last committed round."""
+        last = self._store.last()
+        if last is not None and last.config_sha256 != self._experiment.sha256:
+            raise FederationError(
+                f"{self._store.folder} holds rounds of the configuration {last.config_sha256[:12]}, this one is "
+                f"{self._experiment.sha256[:12]}",
+                "give the run another name, or move the old folder away",
+            )
+        if last is not None:
+            self._scores = last.scores
+            return self._store.state(last.round)
+        begin = time.monotonic()
+        self._scores = self._evaluate(initial)
+        self._events.emit("zero_shot", accuracy=self._scores.accuracy)
+        seconds = time.monotonic() - begin
+        record = RoundRecord(0, False, (), {}, self._scores, 0, 0, seconds, 0.0, self._experiment.sha256)
+        self._store.commit(record, initial)
+        return initial
+
+    def run_round(self, number: int, state: State) -> State:
+        """One round, committed. Returns the next global adapter: `state` itself when the round is skipped."""
+        begin = time.monotonic()
+        current = self._prepare(number, state)
+        quorum = self._experiment.federation.quorum
+        nodes = self.roster.ready()
+        if len(nodes) < quorum:
+            nodes = self.roster.wait_for_quorum(self._experiment.federation.deadline_s)
+        self._events.emit("round_started", round=number, rounds=current.task.rounds, sites=sorted(nodes.values()))
+        if len(nodes) >= quorum:
+            self._exchange_once(current, nodes)
+        self._note_absent(current, nodes)
+        skipped = len(current.reports) < quorum
+        if not skipped:
+            state = self._method.finish(current.mean, state)
+            self._scores = self._evaluate(state)
+        self._commit(current, state, skipped, time.monotonic() - begin)
+        return state
+
+    def _prepare(self, number: int, state: State) -> _Round:
+        frozen = {name: tensor for name, tensor in state.items() if name not in select(state, self._method.down)}
+        task = make_task(self._experiment, self._method, self._privacy, number, self._run, self._base_sha256, frozen)
+        payload = encode_state(select(state, self._method.down), task.dtype)
+        frame = encode(task, payload)
+        return _Round(task, frame, sha256_hex(frame), select(state, self._method.trainable))
+
+    def _exchange_once(self, current: _Round, nodes: dict[int, str]) -> None:
+        current.bytes_down = len(current.frame) * len(nodes)
+        frames = dict.fromkeys(nodes, current.frame)
+        for reply in self._exchange.send(frames, self._experiment.federation.deadline_s):
+            site = nodes[reply.node]
+            try:
+                self._take(current, site, reply)
+            except FedMedError as error:
+                self._leave_out(current, site, error.message)
+
+    def _take(self, current: _Round, site: str, reply: Reply) -> None:
+        """Folds one reply in, or raises FedMedError with the reason why it does not count."""
+        if reply.frame is None:
+            raise FederationError(reply.error)
+        current.bytes_up += len(reply.frame)
+        result, update = check_reply(reply.frame, current.task, current.task_sha256, site, current.expected)
+        weight = float(result.num_patients) if self._experiment.federation.weighting == "patients" else 1.0
+        current.mean = self._method.fold(current.mean, update, weight)
+        current.reports.append(_report(result, len(reply.frame), weight))
+        self._events.emit("reply", round=result.round, site=site, epsilon=result.epsilon, seconds=result.train_seconds)
+
+    def _note_absent(self, current: _Round, nodes: dict[int, str]) -> None:
+        for site in self._experiment.partition.sites:
+            if site not in nodes.values():
+                self._leave_out(current, site, "not connected, or still busy with an earlier round")
+
+    def _leave_out(self, current: _Round, site: str, reason: str) -> None:
+        current.left_out[site] = reason
+        self._events.emit("left_out", round=current.task.round, site=site, reason=reason)
+
+    def _commit(self, current: _Round, state: State, skipped: bool, seconds: float) -> None:
+        reports = tuple(sorted(current.reports, key=lambda report: report.site))
+        record = RoundRecord(
+            round=current.task.round,
+            skipped=skipped,
+            replies=reports,
+            left_out=current.left_out,
+            scores=self._scores,
+            bytes_up=current.bytes_up,
+            bytes_down=current.bytes_down,
+            seconds=seconds,
+            train_seconds=max((report.train_seconds for report in reports), default=0.0),
+            config_sha256=self._experiment.sha256,
+        )
+        self._store.commit(record, state)
+        accuracy = None if self._scores is None else self._scores.accuracy
+        self._events.emit(
+            "round_committed",
+            round=record.round,
+            accuracy=accuracy,
+            replies=len(reports),
+            skipped=skipped,
+            seconds=round(seconds, 3),
+        )
+
+
+def _report(result: TrainResult, bytes_up: int, weight: float) -> SiteReport:
+    return SiteReport(
+        site=result.site,
+        num_patients=result.num_patients,
+        steps=result.steps,
+        epsilon=result.epsilon,
+        delta=result.delta,
+        epsilon_total=result.epsilon_total,
+        train_seconds=result.train_seconds,
+        bytes_up=bytes_up,
+        dataset_fingerprint=result.dataset_fingerprint,
+        weight=weight,
+    )

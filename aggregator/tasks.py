@@ -1,0 +1,115 @@
+"""The task of a round, and which answers to it count. Pure.
+
+    Experiment, round, adapter -> TrainTask
+    frame, TrainTask -> TrainResult and its tensors, or the reason why not
+
+A reply counts when every line of this table holds.
+
+| checked                | against                                                               |
+| ---------------------- | --------------------------------------------------------------------- |
+| the frame              | the wire contract: version, keys, types, SHA-256 of the payload       |
+| type, run, round, site | the task, and the name the node joined with                           |
+| task_sha256            | the task frame that was sent: a result of another task is not counted |
+| size                   | the adapter's: an absurd payload is not decoded                       |
+| tensors                | the keys and shapes of the global adapter's trained part; all finite  |
+| num_patients           | 1 to MAX_PATIENTS: it is the weight                                   |
+| one reply per site     | the exchange yields one per node, the roster holds one node per site  |
+"""
+
+from __future__ import annotations
+
+from aggregator.aggregation import Method, check_layout
+from fedmed.config import Experiment
+from fedmed.errors import FederationError
+from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec, Refusal, TrainResult, TrainTask, decode
+from fedmed.models.adapter import State, decode_state, state_sha256
+from fedmed.privacy.accounting import plan_noise
+
+# More patients than the largest hospital groups hold: such a weight would silence every other site.
+MAX_PATIENTS = 10_000_000
+PAYLOAD_SLACK_BYTES = 1 << 20
+
+
+def plan_privacy(experiment: Experiment) -> PrivacySpec:
+    """The privacy of every round: the noise is planned once, for all rounds together. Without privacy it is 0.
+
+    Raises:
+        PrivacyError: no noise reaches the asked epsilon.
+    """
+    privacy, training = experiment.privacy, experiment.training
+    noise = 0.0
+    if privacy.mode == "dp":
+        steps = training.rounds * training.local_steps
+        noise = privacy.noise_multiplier or plan_noise(privacy.epsilon, privacy.delta, privacy.sample_rate, steps)
+    return PrivacySpec(
+        mode=privacy.mode,
+        noise_multiplier=noise,
+        sample_rate=privacy.sample_rate,
+        max_grad_norm=privacy.max_grad_norm,
+        records_per_patient=privacy.records_per_patient,
+        steps=training.local_steps,
+        delta=privacy.delta,
+    )
+
+
+def make_task(
+    experiment: Experiment,
+    method: Method,
+    privacy: PrivacySpec,
+    number: int,
+    run: str,
+    base_sha256: str,
+    frozen: State,
+) -> TrainTask:
+    """The task of round `number`; the same arguments give the same bytes on the wire.
+
+    `frozen`: the adapter's tensors that do not travel down.
+    """
+    training, lora = experiment.training, experiment.lora
+    return TrainTask(
+        run=run,
+        round=number,
+        rounds=training.rounds,
+        config_sha256=experiment.sha256,
+        base_model=experiment.base_model.name,
+        base_sha256=base_sha256,
+        method=method.name,
+        lora=LoraSpec(lora.rank, lora.alpha, lora.parts, lora.targets),
+        init_seed=experiment.seed,
+        frozen_sha256=state_sha256(frozen) if frozen else "",
+        trainable=method.trainable,
+        privacy=privacy,
+        optimizer=OptimizerSpec(
+            training.optimizer, training.learning_rate, training.momentum, training.weight_decay, training.keep_state
+        ),
+        dtype=experiment.federation.wire_dtype,
+        precision=training.precision,
+    )
+
+
+def check_reply(
+    frame: bytes, task: TrainTask, task_sha256: str, site: str, expected: State
+) -> tuple[TrainResult, State]:
+    """The result and its tensors, when every line of the module's first table holds.
+
+    Raises:
+        FedMedError: with the reason; it names no value of a patient, since a frame holds none.
+    """
+    result, payload = decode(frame)
+    if isinstance(result, Refusal):
+        raise FederationError(f"refused ({result.code}): {result.message}")
+    if not isinstance(result, TrainResult):
+        raise FederationError(f"answered with {result.type}, expected train_result")
+    found, right = (result.run, result.round, result.site), (task.run, task.round, site)
+    if found != right:
+        raise FederationError(f"answered for run, round, site {found}, expected {right}")
+    if result.task_sha256 != task_sha256:
+        raise FederationError(f"answered task {result.task_sha256[:12]!r}, expected {task_sha256[:12]!r}")
+    if not 0 < result.num_patients <= MAX_PATIENTS:
+        raise FederationError(f"num_patients={result.num_patients}: expected 1 to {MAX_PATIENTS}")
+    limit = sum(4 * tensor.numel() for tensor in expected.values()) + PAYLOAD_SLACK_BYTES
+    if len(payload) > limit:
+        raise FederationError(f"the adapter has {len(payload)} bytes, expected at most {limit}")
+    update = decode_state(payload)
+    check_layout(update, expected)
+    return result, update

@@ -1,0 +1,87 @@
+"""A federation in one process: real sites (policy, ledger, audit, training) behind the in-memory exchange.
+
+    with Hospitals(experiment, {"north": examples, ...}) as sites: scores = sites.run(test_manifest)
+
+What differs from `fedmed run` is the transport alone; sites train one after the other and share nothing but the code.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from aggregator.events import EventLog
+from aggregator.exchange import LocalExchange
+from aggregator.rounds import RoundRecord, RoundStore
+from aggregator.strategy import run_federation
+from fedmed.config import Experiment
+from fedmed.data.manifest import Manifest, load_manifest, write_manifest
+from fedmed.data.schema import Example
+from fedmed.messages import LoraSpec
+from fedmed.metrics.scores import Scores
+from fedmed.models.adapter import State, adapter_state, add_adapter, load_adapter_state
+from fedmed.models.base import load_base
+from fedmed.training.evaluate import evaluate
+from hospital_client.audit import Audit
+from hospital_client.ledger import Ledger
+from hospital_client.results import ResultStore
+from hospital_client.setup import create_site
+from hospital_client.site import Cohort, Site
+from hospital_client.trainer import SiteTrainer
+
+
+def run_in_process(
+    experiment: Experiment, sites: Mapping[str, Sequence[Example]], test: Sequence[Example]
+) -> list[RoundRecord]:
+    """All rounds of `experiment` over `sites`, each scored on `test`; `sites` are the experiment's own, by name."""
+    with tempfile.TemporaryDirectory(prefix="fedmed-bench-") as scratch:
+        folder = Path(scratch)
+        opened = {name: open_site(experiment, folder / name, own) for name, own in sites.items()}
+        exchange = LocalExchange({name: site.handle for name, site in opened.items()})
+        base = load_base(experiment.base_model.name, device=experiment.device)
+        lora = experiment.lora
+        model = add_adapter(base.model, LoraSpec(lora.rank, lora.alpha, lora.parts, lora.targets), experiment.seed)
+        public = write_manifest(folder / "public", test)
+
+        def score(state: State) -> Scores:
+            load_adapter_state(model, state)
+            settings = experiment.evaluation
+            return evaluate(
+                model, base.processor, public, batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens
+            )[0]
+
+        store, events = RoundStore(folder / "rounds"), EventLog(folder / "events.jsonl")
+        try:
+            run_federation(experiment, exchange, store, score, events, adapter_state(model), base.sha256)
+        finally:
+            for site in opened.values():
+                site.ledger.close()
+        return store.records()
+
+
+def open_site(experiment: Experiment, root: Path, examples: Sequence[Example]) -> Site:
+    """A site on `examples` whose policy allows the experiment and no more epsilon than it plans."""
+    write_manifest(root / "data", examples)
+    privacy = experiment.privacy
+    policy = {
+        "min_patients": "1",
+        "max_rank": str(experiment.lora.rank),
+        "delta": str(privacy.delta),
+        "epsilon_budget": str(privacy.epsilon),
+        "max_sample_rate": str(privacy.sample_rate),
+        "max_local_steps": str(experiment.training.local_steps),
+        "max_rounds": str(experiment.training.rounds),
+        "allow_no_privacy": str(privacy.mode == "none").lower(),
+    }
+    folder = create_site(root, {"name": root.name, "data": "data", "socket": "unused.sock"}, policy)
+    manifest: Manifest = load_manifest(folder.data)
+    return Site(
+        root.name,
+        folder.policy,
+        Cohort(folder.settings.cohort, manifest.num_patients, manifest.fingerprint(folder.key)),
+        ledger=Ledger(folder.ledger, folder.key),
+        audit=Audit(root / "audit.jsonl"),
+        results=ResultStore(root / "results"),
+        trainer=SiteTrainer(folder, manifest),
+    )

@@ -1,0 +1,43 @@
+"""The Gaussian mechanism. In: a sum whose sensitivity is bounded; out: the sum that may leave. Pure but for the source.
+
+    noisy sum = sum + noise_multiplier * max_grad_norm * N(0, I)          (Abadi et al., arXiv 1607.00133)
+
+    >>> import torch
+    >>> from fedmed.privacy.random import InsecureSeededRandom
+    >>> add_noise([torch.zeros(2)], 0.0, InsecureSeededRandom(0))
+    [tensor([0., 0.])]
+
+| guarantee     | with std = noise_multiplier * (L2 bound of one patient's share), one call is one Gaussian event of the accounting |
+| call it       | once per logical step, on the sum over all micro-batches and never per micro-batch                    |
+| std 0         | the sums themselves: no privacy, epsilon is infinity                                                   |
+| empty draw    | sums of zeros: noise alone leaves                                                                      |
+| dtype, device | noise is float64 and is added in float64; the result has the sum's dtype and device                    |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fedmed.errors import PrivacyError
+from fedmed.privacy.random import RandomSource
+
+
+def add_noise(sums: Sequence[Tensor], std: float, random: RandomSource) -> list[Tensor]:
+    """Sums with independent Gaussian noise of standard deviation `std` in every element.
+
+    Raises:
+        PrivacyError: `std` is negative or not finite.
+    """
+    if not (math.isfinite(std) and std >= 0):
+        raise PrivacyError(f"noise standard deviation={std}: expected >= 0 and finite")
+    if std == 0:
+        return list(sums)
+    noise = random.normal((sum(total.numel() for total in sums),)).mul_(std)
+    parts = noise.split([total.numel() for total in sums])
+    return [
+        (total.double() + part.reshape(total.shape).to(total.device)).to(total.dtype)
+        for total, part in zip(sums, parts, strict=True)
+    ]

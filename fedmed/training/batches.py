@@ -1,0 +1,91 @@
+"""What a step computes on: drawn records in physical batches. In: records per drawn patient; out: chunks with owners.
+
+    >>> pack([[0, 1], [2], [3, 4, 5]], physical_batch=3)
+    [Group(patients=((0, 1), (2,))), Group(patients=((3, 4, 5),))]
+
+A patient's records stay in one group, and a group is clipped as a whole, so a patient is clipped exactly once. A group
+is one physical batch, unless a single patient has more records than that: then the group has several chunks, whose
+gradients are added up before clipping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedmed.data.collate import Batch, Collator, Encoded
+from fedmed.data.manifest import Manifest
+
+# Encoded examples are kept up to this size: decoding and preparing an image costs more than a small model's step.
+CACHE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Patients (each a tuple of record indices) whose gradients are clipped together."""
+
+    patients: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One physical batch: records [B], patient in the group that owns each [B], weight of each one's loss [B]."""
+
+    records: list[int]
+    owner: torch.Tensor
+    weight: torch.Tensor
+
+
+def pack(patients: Sequence[Sequence[int]], physical_batch: int) -> list[Group]:
+    """Groups of at most `physical_batch` records, or of one patient with more; the order is kept."""
+    groups: list[list[tuple[int, ...]]] = []
+    filled = 0
+    for records in patients:
+        if not groups or filled + len(records) > physical_batch:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tuple(records))
+        filled += len(records)
+    return [Group(tuple(group)) for group in groups]
+
+
+def chunks(group: Group, physical_batch: int) -> Iterator[Chunk]:
+    """A group's records in physical batches. A record's weight is 1 / (drawn records of its patient)."""
+    flat = [(record, index) for index, records in enumerate(group.patients) for record in records]
+    for start in range(0, len(flat), physical_batch):
+        part = flat[start : start + physical_batch]
+        owner = torch.tensor([index for _, index in part])
+        weight = torch.tensor([1 / len(group.patients[index]) for _, index in part])
+        yield Chunk([record for record, _ in part], owner, weight)
+
+
+class EncodedExamples:
+    """The manifest's examples as tensors: encoded when first drawn, kept while they fit `CACHE_BYTES`."""
+
+    def __init__(self, manifest: Manifest, collator: Collator) -> None:
+        self._manifest = manifest
+        self._collator = collator
+        self._kept: dict[int, Encoded] = {}
+        self._room = CACHE_BYTES
+
+    def batch(self, records: Sequence[int]) -> Batch:
+        """A right-padded training batch of these records."""
+        return self._collator.join([self.encoded(record) for record in records])
+
+    def text_size(self, record: int) -> int:
+        """A cheap guide to a record's length: characters of its texts."""
+        example = self._manifest.examples[record]
+        return len(example.question) + len(example.answer)
+
+    def encoded(self, record: int) -> Encoded:
+        """One record as tensors."""
+        if record in self._kept:
+            return self._kept[record]
+        example = self._manifest.examples[record]
+        item = self._collator.encode(example, self._manifest.images(example))
+        if item.num_bytes <= self._room:
+            self._room -= item.num_bytes
+            self._kept[record] = item
+        return item

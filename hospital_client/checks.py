@@ -1,0 +1,110 @@
+"""What `fedmed-site check` looks at, so that a hospital finds a fault before the federation does.
+
+    folder -> one Finding per thing looked at: what it is, or the error that a task would meet
+
+| looked at       | a finding when                                                                |
+| --------------- | ----------------------------------------------------------------------------- |
+| site's files    | a key, type or range is wrong (every problem at once); key readable by others |
+| folder          | others may enter it                                                           |
+| manifest        | a broken line or missing image (its line), too few patients for the policy    |
+| base models     | not on this machine, or not the hash that the policy allows                   |
+| ledger          | it cannot be trusted, or nothing of the budget is left                        |
+| socket          | its path is too long, or it is not a socket                                   |
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmed.data.manifest import load_manifest
+from fedmed.errors import BudgetExhausted, ConfigError, FedMedError, ModelError
+from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
+from fedmed.wire.channel import check_socket_path
+from hospital_client.ledger import Ledger
+from hospital_client.policy import check_cohort
+from hospital_client.settings import SiteFolder, load_site
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: `text` says how it is; `error` is None when all is well."""
+
+    thing: str
+    text: str
+    error: FedMedError | None = None
+
+
+def check_site(root: Path) -> Iterator[Finding]:
+    """Looks at everything a daemon needs, without starting one; goes on after a fault where it can."""
+    try:
+        folder = load_site(root)
+    except ConfigError as error:
+        yield Finding("site files", "", error)
+        return
+    yield Finding("site files", f"site.yaml, policy.yaml and site.key of {folder.settings.name!r}")
+    for thing, look in _CHECKS.items():
+        try:
+            yield Finding(thing, look(folder))
+        except FedMedError as error:
+            yield Finding(thing, "", error)
+
+
+def _folder(folder: SiteFolder) -> str:
+    mode = stat.S_IMODE(folder.root.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigError([f"the site's folder has mode {mode:04o}, expected 0700"], f"chmod 700 {folder.root}")
+    return "closed to other users"
+
+
+def _manifest(folder: SiteFolder) -> str:
+    manifest = load_manifest(folder.data)
+    check_cohort(folder.policy, manifest.num_patients)
+    released = folder.policy.released_patients(manifest.num_patients)
+    return (
+        f"{manifest.num_patients} patients, {len(manifest.examples)} examples, {manifest.quarantined} quarantined; "
+        f"patient count that leaves the site: {released}"
+    )
+
+
+def _base_models(folder: SiteFolder) -> str:
+    found = []
+    for name in folder.settings.base_models:
+        place = checkpoint_path(folder.base_place(name))
+        if place is None or not place.is_dir():
+            raise ModelError(f"base model {name!r} is not on this machine", "copy its folder here, or fetch it once")
+        digest = checkpoint_sha256(place)
+        if digest not in folder.policy.base_models:
+            raise ModelError(
+                f"base model {name!r} has sha256 {digest}, which policy.yaml does not allow",
+                "take the consortium's checkpoint, or add this hash to base_models if it is the one that was agreed",
+            )
+        found.append(f"{name} {digest[:12]}")
+    return ", ".join(found)
+
+
+def _ledger(folder: SiteFolder) -> str:
+    entries = Ledger.read(folder.ledger, folder.key)
+    spent = entries.epsilon(folder.settings.cohort, folder.policy.delta)
+    budget = folder.policy.epsilon_budget
+    text = (
+        f"{len(entries.reservations)} tasks, epsilon {spent:.3g} of {budget:g} spent at delta {folder.policy.delta:g}"
+    )
+    if not spent < budget and not folder.policy.allow_no_privacy:
+        raise BudgetExhausted(f"nothing left: {text}", "the site can take part in no further round of this cohort")
+    return text
+
+
+def _socket(folder: SiteFolder) -> str:
+    return check_socket_path(folder.socket)
+
+
+_CHECKS: dict[str, Callable[[SiteFolder], str]] = {
+    "folder": _folder,
+    "manifest": _manifest,
+    "base models": _base_models,
+    "ledger": _ledger,
+    "socket": _socket,
+}

@@ -1,0 +1,172 @@
+"""The hospital's command line.
+
+    fedmed-site import pneumoniamnist data/pneumoniamnist.npz north-data
+    fedmed-site init north --name north --data north-data --set policy.epsilon_budget=4
+    fedmed-site check north        every fault before the federation finds it; exit code not 0 on a finding
+    fedmed-site start north        serves until SIGTERM or Ctrl-C
+    fedmed-site status north       what the daemon is doing
+    fedmed-site budget north       spent, reserved and left, per cohort and per run
+
+A fault that a person can mend is one line and a hint, with the exit code of its class in fedmed.errors.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedmed.errors import FedMedError
+
+if TYPE_CHECKING:
+    from hospital_client.settings import SiteFolder
+
+# Everything else is imported inside the commands: --help must be quick, and torch is for `start` alone.
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A hospital's site.")
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="the site's folder", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of text")]
+
+
+def main() -> None:
+    """Entry point of `fedmed-site`."""
+    try:
+        app()
+    except FedMedError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+
+
+def print_error(error: FedMedError) -> None:
+    """What is wrong, and what to do, on stderr."""
+    typer.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"  hint: {error.hint}", err=True)
+
+
+@app.command()
+def init(
+    directory: Folder,
+    name: Annotated[str, typer.Option(help="the site's name in every report")],
+    data: Annotated[Path, typer.Option(help="the manifest's folder")],
+    socket: Annotated[Path | None, typer.Option(help="where the relay calls; default DIR/site.sock")] = None,
+    cohort: Annotated[str, typer.Option(help="whose privacy the ledger counts; default NAME")] = "",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="policy.KEY=VALUE or site.KEY=VALUE, any number")
+    ] = None,
+) -> None:
+    """Make a site's folder: site.yaml, policy.yaml, its key and an empty ledger."""
+    from hospital_client.setup import create_site, parse_settings
+
+    site, policy = parse_settings(settings or [])
+    root = directory.absolute()
+    given = {"name": name, "cohort": cohort or name, "data": _inside(data.absolute(), root)}
+    if socket is not None:
+        given["socket"] = _inside(socket.absolute(), root)
+    folder = create_site(root, {**given, **site}, policy)
+    typer.echo(f"made site {folder.settings.name} in {directory}")
+    typer.echo(f"  next: read {directory / 'policy.yaml'}, then `fedmed-site check {directory}`")
+    typer.echo("  keep a backup of site.key: without it the ledger cannot be verified and the site cannot train")
+
+
+@app.command()
+def check(directory: Folder) -> None:
+    """Look at policy, files, manifest, base models and ledger without starting anything."""
+    from hospital_client.checks import check_site
+
+    faults: list[FedMedError] = []
+    for finding in check_site(directory):
+        if finding.error is None:
+            typer.echo(f"ok    {finding.thing}: {finding.text}")
+        else:
+            typer.echo(f"FAULT {finding.thing}")
+            print_error(finding.error)
+            faults.append(finding.error)
+    if faults:
+        raise typer.Exit(faults[0].exit_code)
+
+
+@app.command()
+def start(directory: Folder) -> None:
+    """Serve the site until SIGTERM or Ctrl-C; says when it is ready."""
+    from hospital_client.daemon import run_daemon
+    from hospital_client.settings import load_site
+
+    run_daemon(load_site(directory), typer.echo)
+
+
+@app.command()
+def status(directory: Folder, as_json: AsJson = False) -> None:
+    """What the running daemon is doing."""
+    from fedmed.wire import channel
+    from hospital_client.settings import load_site
+
+    reply = channel.status(load_site(directory).socket)
+    shown: dict[str, Any] = {field.name: getattr(reply, field.name) for field in reply.DESCRIPTOR.fields}
+    if as_json:
+        typer.echo(json.dumps(shown))
+        return
+    for key, value in shown.items():
+        typer.echo(f"{key:15} {_epsilon(value) if key == 'epsilon_spent' else value}")
+
+
+@app.command()
+def budget(directory: Folder, as_json: AsJson = False) -> None:
+    """What the ledger says was spent, is reserved, and is left: per cohort and per run."""
+    from hospital_client.budget import budget_report
+    from hospital_client.ledger import Ledger
+    from hospital_client.settings import load_site
+
+    folder = load_site(directory)
+    report = budget_report(folder, Ledger.read(folder.ledger, folder.key))
+    typer.echo(json.dumps(report)) if as_json else _print_budget(report, folder)
+
+
+@app.command("import")
+def import_(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="an importer, such as pneumoniamnist or vqa_rad")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="the file or folder to read")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="the manifest's folder to make")],
+    split: Annotated[str, typer.Option(help="train, val or test")] = "train",
+    split_rule: Annotated[str, typer.Option(help="official, or image: no image in two splits")] = "official",
+) -> None:
+    """Turn a data set into a manifest that a site can train on."""
+    from fedmed.data.importers import importer
+    from fedmed.data.manifest import write_manifest
+
+    imported = importer(name).read(source, split=split, split_rule=split_rule)
+    manifest = write_manifest(destination, imported.examples)
+    left_out = sum(imported.quarantined.values())
+    typer.echo(f"{imported.rows_read} rows read, {len(manifest.examples)} examples of {manifest.num_patients} patients")
+    typer.echo(f"  {left_out} rows left out" + "".join(f"; {why}: {n}" for why, n in imported.quarantined.items()))
+    typer.echo(f"  manifest in {destination}")
+
+
+def _inside(path: Path, root: Path) -> str:
+    """A path as site.yaml holds it: relative where it lies in the site's folder."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _print_budget(report: dict[str, Any], folder: SiteFolder) -> None:
+    typer.echo(f"site {report['site']}: budget epsilon {report['budget']:g} at delta {report['delta']:g} per cohort")
+    typer.echo(f"{'cohort / run':36} {'spent':>9} {'reserved':>9} {'left':>9}  rounds")
+    for cohort in report["cohorts"]:
+        mark = "" if cohort["cohort"] == folder.settings.cohort else "  (not this site's cohort now)"
+        _print_row(cohort["cohort"], cohort, f"{cohort['left']:.3f}", mark)
+        for run in cohort["runs"]:
+            _print_row(f"  {run['run']}", run, "", "")
+
+
+def _print_row(label: str, row: dict[str, Any], left: str, mark: str) -> None:
+    rounds = f"{row['rounds_committed']}" + (f" + {row['rounds_reserved']} reserved" if row["rounds_reserved"] else "")
+    typer.echo(f"{label:36} {_epsilon(row['spent']):>9} {_epsilon(row['reserved']):>9} {left:>9}  {rounds}{mark}")
+
+
+def _epsilon(value: float) -> str:
+    return "infinite" if value < 0 else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    main()

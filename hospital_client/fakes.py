@@ -1,0 +1,96 @@
+"""A site without torch, for tests and for trying the wire: a trainer that sends the incoming tensors back.
+
+    >>> trainer = EchoTrainer()
+    >>> trainer.prepare(example_task(), memoryview(b"tensors"), lot_size=5.0)(lambda: False)
+    b'tensors'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from fedmed.errors import FederationError
+from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec, TrainTask
+from fedmed.privacy.accounting import PrivacyEvent
+from hospital_client.site import ShouldStop, TrainRound
+
+BASE_SHA256 = "ab" * 32
+
+
+def linear_epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
+    """A stand-in for PLD accounting that adds up by hand: steps * sample_rate / noise_multiplier."""
+    return sum(event.steps * event.sample_rate / event.noise_multiplier for event in events)
+
+
+def example_task(**changes: Any) -> TrainTask:
+    """A task that `fedmed-site init`'s policy allows; keys of its privacy and lora groups may be given directly."""
+    privacy = PrivacySpec("dp", 1.0, 0.1, 1.0, records_per_patient=4, steps=10, delta=1e-5)
+    lora = LoraSpec(8, 16.0, ("language_model",), ("all-linear",))
+    task = TrainTask(
+        run="run-1",
+        round=1,
+        rounds=5,
+        config_sha256="cd" * 32,
+        base_model="fedmed-tiny",
+        base_sha256=BASE_SHA256,
+        method="fedavg",
+        lora=lora,
+        init_seed=0,
+        frozen_sha256="",
+        trainable=("lora_A", "lora_B"),
+        privacy=privacy,
+        optimizer=OptimizerSpec("adamw", 1e-3, 0.9, 0.0, keep_state=True),
+        dtype="float32",
+        precision="float32",
+    )
+    for part in ("privacy", "lora"):
+        names = {field.name for field in dataclasses.fields(getattr(task, part))}
+        inner = {key: changes.pop(key) for key in list(changes) if key in names}
+        changes.setdefault(part, dataclasses.replace(getattr(task, part), **inner))
+    return dataclasses.replace(task, **changes)
+
+
+class EchoTrainer:
+    """Sends the payload back. Notes what it was asked; can fail, and can wait in the middle of a round.
+
+    Args:
+        fault: raised when the round is trained.
+        prepare_fault: raised when the task is checked, before the data is touched.
+        wait: the round goes on until `release` is set, or until it is told to stop.
+    """
+
+    base_name = "fedmed-tiny"
+    base_sha256 = BASE_SHA256
+
+    def __init__(
+        self, *, fault: Exception | None = None, prepare_fault: Exception | None = None, wait: bool = False
+    ) -> None:
+        self.fault = fault
+        self.prepare_fault = prepare_fault
+        self.lot_sizes: list[float] = []
+        self.rounds_trained = 0
+        self.training = threading.Event()
+        self.release = threading.Event()
+        if not wait:
+            self.release.set()
+
+    def prepare(self, task: TrainTask, payload: memoryview, lot_size: float) -> TrainRound:
+        if self.prepare_fault is not None:
+            raise self.prepare_fault
+        self.lot_sizes.append(lot_size)
+        incoming = bytes(payload)
+
+        def train_round(should_stop: ShouldStop) -> bytes:
+            self.training.set()
+            self.rounds_trained += 1
+            if self.fault is not None:
+                raise self.fault
+            while not self.release.wait(0.01):
+                if should_stop():
+                    raise FederationError("the round was stopped before its last step")
+            return incoming
+
+        return train_round

@@ -1,0 +1,135 @@
+"""What the hospital allows. A task is compared with policy.yaml before any record is read; it is refused whole or not.
+
+    policy.yaml -> Policy;  TrainTask + patients of the cohort -> nothing, or PolicyRefusal naming every breach
+
+| policy key           | a task is refused when                                                             |
+| -------------------- | ---------------------------------------------------------------------------------- |
+| base_models          | its base_sha256 is not listed                                                      |
+| methods, max_rank    | its method is not listed; its rank is larger                                       |
+| min_noise_multiplier | mode `dp` with less noise                                                          |
+| allow_no_privacy     | mode `none` and this is false                                                      |
+| delta                | mode `dp` with a larger delta, or none at all                                      |
+| max_sample_rate, max_local_steps, max_rounds | it asks for more                                           |
+| min_patients         | the cohort has fewer (the message does not say how many)                           |
+| (always)             | mode, dtype, precision, tensors or numbers that no honest aggregator would send    |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fedmed.config import choice, number
+from fedmed.errors import PolicyRefusal
+from fedmed.messages import PrivacySpec, TrainTask
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+ADAPTER_ENDINGS = ("lora_A", "lora_B")
+DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "sgd")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """policy.yaml, parsed. configs/site/policy.yaml says what every key means."""
+
+    base_models: tuple[str, ...]
+    methods: tuple[str, ...]
+    allow_no_privacy: bool
+    max_rank: int = number(1)
+    min_noise_multiplier: float = number(0, above=True)
+    epsilon_budget: float = number(0, above=True)
+    delta: float = number(0, 1, above=True, below=True)
+    min_patients: int = number(1)
+    patient_count: str = choice("exact", "rounded", "hidden")
+    max_sample_rate: float = number(0, 1, above=True)
+    max_local_steps: int = number(1)
+    max_rounds: int = number(1)
+
+    def released_patients(self, num_patients: int) -> int:
+        """The patient count that may leave the site: exact, rounded to the nearest 10 (at least 10), or 1."""
+        if self.patient_count == "exact":
+            return num_patients
+        return max(10, 10 * ((num_patients + 5) // 10)) if self.patient_count == "rounded" else 1
+
+    def nominal_patients(self, num_patients: int) -> int:
+        """The patient count that scales the gradient. Public, as the release is: the step's size shows it.
+
+        Where the count is hidden the policy's minimum stands in: 1 would make every step far too large.
+        """
+        return self.min_patients if self.patient_count == "hidden" else self.released_patients(num_patients)
+
+
+def check_cohort(policy: Policy, num_patients: int) -> None:
+    """Raises PolicyRefusal when the cohort is smaller than the policy's minimum; the count itself is not named."""
+    if num_patients < policy.min_patients:
+        raise PolicyRefusal(
+            f"the site has fewer patients than its policy's min_patients={policy.min_patients}",
+            "add patients to the manifest, or let the hospital lower min_patients in policy.yaml",
+        )
+
+
+def check_task(policy: Policy, task: TrainTask, num_patients: int) -> None:
+    """Raises PolicyRefusal with every breach in one line; knows nothing of records, only the cohort's size."""
+    breaches = [*_model_breaches(policy, task), *_size_breaches(policy, task), *_privacy_breaches(policy, task.privacy)]
+    if breaches:
+        raise PolicyRefusal(
+            f"the site's policy does not allow the task: {'; '.join(breaches)}",
+            "change the experiment, or ask the hospital to change policy.yaml",
+        )
+    check_cohort(policy, num_patients)
+
+
+def _model_breaches(policy: Policy, task: TrainTask) -> list[str]:
+    breaches = []
+    if task.base_sha256 not in policy.base_models:
+        breaches.append(f"base_sha256={task.base_sha256[:12]!r}, expected one of {_short(policy.base_models)}")
+    if task.method not in policy.methods:
+        breaches.append(f"method={task.method[:64]!r}, expected one of {', '.join(policy.methods)}")
+    if not 1 <= task.lora.rank <= policy.max_rank:
+        breaches.append(f"lora.rank={task.lora.rank}, expected 1 to {policy.max_rank}")
+    if not task.lora.alpha > 0:
+        breaches.append(f"lora.alpha={task.lora.alpha:g}, expected > 0")
+    if not task.trainable or not set(task.trainable) <= set(ADAPTER_ENDINGS):
+        breaches.append(f"trainable={list(task.trainable)!r:.80}, expected some of {', '.join(ADAPTER_ENDINGS)}")
+    return breaches
+
+
+def _size_breaches(policy: Policy, task: TrainTask) -> list[str]:
+    breaches = []
+    if not RUN_NAME.fullmatch(task.run):
+        breaches.append("run: expected a name of up to 128 letters, digits, '.', '-' and '_'")
+    if not 1 <= task.round <= task.rounds <= policy.max_rounds:
+        breaches.append(f"round={task.round} of rounds={task.rounds}, expected 1 to {policy.max_rounds}")
+    if task.dtype not in DTYPES or task.precision not in DTYPES:
+        breaches.append(f"dtype={task.dtype!r:.40}, precision={task.precision!r:.40}, expected {' or '.join(DTYPES)}")
+    if task.optimizer.name not in OPTIMIZERS:
+        breaches.append(f"optimizer.name={task.optimizer.name!r:.40}, expected {' or '.join(OPTIMIZERS)}")
+    return breaches
+
+
+def _privacy_breaches(policy: Policy, privacy: PrivacySpec) -> list[str]:
+    breaches = []
+    if privacy.mode == "none" and not policy.allow_no_privacy:
+        breaches.append("privacy.mode='none', expected 'dp' (allow_no_privacy is false)")
+    elif privacy.mode == "dp":
+        if privacy.noise_multiplier < policy.min_noise_multiplier:
+            least = policy.min_noise_multiplier
+            breaches.append(f"privacy.noise_multiplier={privacy.noise_multiplier:g}, expected at least {least:g}")
+        if not 0 < privacy.delta <= policy.delta:
+            breaches.append(f"privacy.delta={privacy.delta:g}, expected > 0 and at most {policy.delta:g}")
+    elif privacy.mode != "none":
+        breaches.append(f"privacy.mode={privacy.mode!r:.40}, expected dp or none")
+    if not 0 < privacy.sample_rate <= policy.max_sample_rate:
+        breaches.append(
+            f"privacy.sample_rate={privacy.sample_rate:g}, expected > 0 and at most {policy.max_sample_rate:g}"
+        )
+    if not 1 <= privacy.steps <= policy.max_local_steps:
+        breaches.append(f"privacy.steps={privacy.steps}, expected 1 to {policy.max_local_steps}")
+    if privacy.records_per_patient < 1 or not privacy.max_grad_norm > 0:
+        breaches.append("privacy.records_per_patient and privacy.max_grad_norm: expected above 0")
+    return breaches
+
+
+def _short(hashes: tuple[str, ...]) -> str:
+    return ", ".join(digest[:12] for digest in hashes)

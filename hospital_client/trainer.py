@@ -1,0 +1,93 @@
+"""The site's trainer: a typed task becomes a round of `fedmed.training.LocalTrainer`. Imports torch, so the daemon
+makes it in the background.
+
+    TrainTask + payload -> base model (kept loaded) -> checks without data -> LocalTrainer -> payload of the result
+
+| the task's                   | is compared with                                    | else                  |
+| ---------------------------- | --------------------------------------------------- | --------------------- |
+| base_model                   | the names in site.yaml, or the loaded model's hash  | TaskMismatch          |
+| base_sha256                  | the hash of the site's own copy                     | TaskMismatch          |
+| payload's keys, shapes       | the adapter that task.lora makes of that model      | TaskMismatch          |
+| frozen_sha256                | the tensors that the site draws from init_seed      | TaskMismatch          |
+| payload that lacks tensors   | only allowed with a frozen_sha256                   | TaskMismatch          |
+"""
+
+from __future__ import annotations
+
+from fedmed.data.manifest import Manifest
+from fedmed.errors import ModelError
+from fedmed.messages import TrainTask
+from fedmed.models.adapter import State, decode_state, encode_state
+from fedmed.models.base import load_base
+from fedmed.privacy.random import RandomSource, SecureRandom
+from fedmed.training.local_round import LocalTrainer, RoundPlan
+from hospital_client.settings import SiteFolder
+from hospital_client.site import ShouldStop, TaskMismatch, TrainRound
+
+
+class SiteTrainer:
+    """Keeps one base model loaded: the first of site.yaml, until a task asks for another.
+
+    Args:
+        folder: the site's settings.
+        manifest: its data.
+        random: of patient draws and noise; SecureRandom, except in tests.
+
+    Raises:
+        ModelError: the first base model cannot be loaded.
+    """
+
+    def __init__(self, folder: SiteFolder, manifest: Manifest, random: RandomSource | None = None) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._random = random or SecureRandom()
+        self._load(next(iter(folder.settings.base_models)))
+
+    def prepare(self, task: TrainTask, payload: memoryview, lot_size: float) -> TrainRound:
+        """Checks the task against model and adapter; the returned call trains. See hospital_client.site.Trainer."""
+        self._choose_base(task)
+        plan = RoundPlan(
+            lora=task.lora,
+            privacy=task.privacy,
+            optimizer=task.optimizer,
+            trainable=task.trainable,
+            precision=task.precision,
+            physical_batch=self._folder.settings.physical_batch,
+            lot_size=lot_size,
+            run=task.run,
+            frozen_sha256=task.frozen_sha256,
+        )
+        state = self._check_adapter(plan, payload, task.init_seed)
+        local = self._local
+
+        def train_round(should_stop: ShouldStop) -> bytes:
+            return encode_state(local.train(plan, state, task.init_seed, should_stop), task.dtype)
+
+        return train_round
+
+    def _choose_base(self, task: TrainTask) -> None:
+        """Has the task's base model loaded, and its hash compared."""
+        names = self._folder.settings.base_models
+        if task.base_model in names and task.base_model != self.base_name:
+            self._load(task.base_model)
+        if self.base_sha256 != task.base_sha256:
+            raise TaskMismatch(
+                f"base model {task.base_model[:80]!r} with sha256 {task.base_sha256[:12]!r} is not here; the site has "
+                f"{self.base_name!r} with {self.base_sha256[:12]} loaded and knows the names {', '.join(names)}",
+                "give site and consortium the same checkpoint, and site.yaml its name",
+            )
+
+    def _check_adapter(self, plan: RoundPlan, payload: memoryview, init_seed: int) -> State:
+        try:
+            state = decode_state(payload)
+            lacking = self._local.check(plan, state, init_seed)
+        except ModelError as error:  # names tensors, shapes and hashes of the task: nothing of the site
+            raise TaskMismatch(error.message, error.hint) from error
+        if lacking and not plan.frozen_sha256:
+            raise TaskMismatch(f"the task's adapter lacks {len(lacking)} tensors and has no frozen_sha256 for them")
+        return state
+
+    def _load(self, name: str) -> None:
+        base = load_base(self._folder.base_place(name), device=self._folder.settings.device)
+        self._local = LocalTrainer(base, self._manifest, self._random)
+        self.base_name, self.base_sha256 = name, base.sha256

@@ -1,0 +1,74 @@
+"""Small cohorts and plans for the tests of training. Import as `helpers_training` (see tests/conftest.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedmed.data.images import encode_png
+from fedmed.data.manifest import Manifest, write_manifest
+from fedmed.data.schema import Example, ImageRef
+from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec
+from fedmed.models.adapter import State
+from fedmed.training.local_round import RoundPlan
+
+EVERYWHERE = LoraSpec(4, 8.0, ("language_model", "projector", "vision_tower"), ("all-linear",))
+BOTH = ("lora_A", "lora_B")
+
+
+def picture(seed: int) -> ImageRef:
+    pixels = np.random.default_rng(seed).integers(0, 255, (28, 28), dtype=np.uint8)
+    return ImageRef(data=encode_png(pixels))
+
+
+def record(patient: int, seed: int, images: int, answer: str = "yes") -> Example:
+    question = "Is there an opacity?" if seed % 2 else "How many?"
+    pictures = tuple(picture(10 * seed + index) for index in range(images))
+    return Example(f"p{patient:02d}", pictures, question, answer, "closed", "vqa", "test")
+
+
+def mixed_cohort(folder: Path) -> Manifest:
+    """Patients with: one image; two images; none; three records of each kind; five records; two records without image."""
+    kinds: list[Sequence[int]] = [[1], [2], [0], [1, 2, 0], [1, 1, 2, 1, 1], [0, 0]]
+    answers = ["yes", "no", "two", "The heart is normal.", "left"]
+    examples, seed = [], 0
+    for patient, images in enumerate(kinds):
+        for count in images:
+            examples.append(record(patient, seed, count, answers[seed % len(answers)]))
+            seed += 1
+    return write_manifest(folder, examples)
+
+
+def plan(
+    mode: str = "dp",
+    *,
+    noise: float = 0.0,
+    rate: float = 1.0,
+    bound: float = 1.0,
+    steps: int = 1,
+    records: int = 8,
+    physical_batch: int = 64,
+    lot: float = 1.0,
+    lora: LoraSpec = EVERYWHERE,
+    trainable: tuple[str, ...] = BOTH,
+    optimizer: OptimizerSpec | None = None,
+    run: str = "r",
+    precision: str = "float32",
+) -> RoundPlan:
+    """A round that, by default, is one SGD step of size one without noise: new = old - clipped sum."""
+    optimizer = optimizer or OptimizerSpec("sgd", 1.0, 0.0, 0.0, True)
+    privacy = PrivacySpec(mode, noise, rate, bound, records, steps, 1e-5)
+    return RoundPlan(lora, privacy, optimizer, trainable, precision, physical_batch, lot, run)
+
+
+def random_state(like: State, seed: int = 5) -> State:
+    """An adapter whose B is not zero, so that every tensor has a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    return {key: 0.1 * torch.randn(value.shape, generator=generator) for key, value in like.items()}
+
+
+def flat(state: State) -> torch.Tensor:
+    return torch.cat([state[key].flatten().double() for key in sorted(state)])

@@ -1,0 +1,169 @@
+"""`fedmed run` as a user runs it: real processes over loopback gRPC, from a data set to an answered question."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+SMALL = [
+    "data.source=phantom",
+    "data.train_patients=150",
+    "data.test_patients=30",
+    "training.local_steps=2",
+    "privacy.sample_rate=0.2",
+]
+
+
+def start_run(runs: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
+    """`fedmed run demo` with a small phantom task, its output in a pipe."""
+    command = [sys.executable, "-m", "aggregator.cli", "run", "demo", f"name={name}", *SMALL, *overrides]
+    environment = os.environ | {"FEDMED_TEST_MARK": str(runs)}
+    return subprocess.Popen(
+        [*command, "--runs-dir", str(runs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def wait_for_event(process: subprocess.Popen[str], events: Path, kind: str, **fields: object) -> None:
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = events.read_text().splitlines() if events.exists() else []
+        for event in (json.loads(line) for line in lines if line.endswith("}")):
+            if event["kind"] == kind and all(event[key] == value for key, value in fields.items()):
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"no event {kind} {fields}: {process.stdout.read() if process.poll() is not None else ''}")
+
+
+def left_running(runs: Path) -> list[list[str]]:
+    """Command lines of processes that carry this run's mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("FEDMED_TEST_MARK") == str(runs):
+                found.append(process.cmdline())
+        except psutil.Error:
+            continue
+    return found
+
+
+def find_daemon(runs: Path, site: str) -> psutil.Process:
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("FEDMED_TEST_MARK") == str(runs) and process.cmdline()[-1].endswith(f"/{site}"):
+                return process
+        except (psutil.Error, IndexError):
+            continue
+    raise AssertionError(f"no daemon of {site}")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A run of three rounds in which one of the three hospitals dies in the second."""
+    runs = tmp_path_factory.mktemp("runs")
+    process = start_run(runs, "killed", "training.rounds=3")
+    try:
+        wait_for_event(process, runs / "killed" / "events.jsonl", "round_started", round=2)
+        find_daemon(runs, "harbour").kill()
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    yield runs, output
+
+
+def test_report_has_what_it_promises(finished: tuple[Path, str]) -> None:
+    runs, _ = finished
+    report = json.loads((runs / "killed" / "report.json").read_text())
+    assert report["experiment"] == "killed"
+    assert report["transport"] == "grpc"
+    assert len(report["base_model"]["sha256"]) == 64
+    assert {site["name"] for site in report["sites"]} == {"north", "harbour", "valley"}
+    assert all(0 < site["epsilon"] <= 4 for site in report["sites"])
+    assert [item["round"] for item in report["rounds"]] == [1, 2, 3]
+    for item in report["rounds"]:
+        assert 0 <= item["test_accuracy"] <= 1
+        assert item["bytes_up"] > 0
+        assert item["bytes_down"] > 0
+        assert item["seconds"] >= item["train_seconds"] > 0
+    assert report["served"]["answer"]
+    assert report["registry"]["version"]
+    assert "<svg" in (runs / "killed" / "report.html").read_text()
+
+
+def test_a_killed_site_is_left_out_and_named(finished: tuple[Path, str]) -> None:
+    runs, output = finished
+    report = json.loads((runs / "killed" / "report.json").read_text())
+    assert [item["replies"] for item in report["rounds"]] == [3, 2, 2]
+    joined = {site["name"]: site["rounds_joined"] for site in report["sites"]}
+    assert joined == {"north": 3, "harbour": 1, "valley": 3}
+    events = [json.loads(line) for line in (runs / "killed" / "events.jsonl").read_text().splitlines()]
+    assert any(event["kind"] == "left_out" and event["site"] == "harbour" for event in events)
+    assert "harbour" in output
+
+
+def test_nothing_is_left_running(finished: tuple[Path, str]) -> None:
+    assert left_running(finished[0]) == []
+
+
+def test_plain_lines_without_a_terminal(finished: tuple[Path, str]) -> None:
+    _, output = finished
+    assert "\x1b[" not in output
+    assert "epsilon" in output
+
+
+def test_each_ledger_holds_what_was_spent(finished: tuple[Path, str]) -> None:
+    runs, _ = finished
+    site = runs / "killed" / "sites" / "north"
+    done = subprocess.run(
+        [sys.executable, "-m", "hospital_client.cli", "budget", str(site), "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"spent"' in done.stdout
+
+
+def test_registry_commands_read_the_run(finished: tuple[Path, str]) -> None:
+    runs, _ = finished
+    for command in (["list"], ["show", "fedmed:1"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "aggregator.cli", "registry", *command, "--runs-dir", str(runs)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "fedmed" in done.stdout
+
+
+def test_no_patient_field_in_logs_or_reports(finished: tuple[Path, str]) -> None:
+    runs, output = finished
+    folder = runs / "killed"
+    patients = set()
+    for manifest in folder.glob("sites/*/data/manifest.jsonl"):
+        patients |= {json.loads(line)["patient"] for line in manifest.read_text().splitlines()}
+    assert patients
+    written = [path for path in folder.rglob("*") if path.suffix in (".log", ".json", ".html")]
+    written += [path for path in folder.glob("sites/*/*.jsonl")] + [folder / "events.jsonl"]
+    text = output + "".join(path.read_text(errors="replace") for path in written)
+    long_ids = [patient for patient in patients if len(patient) >= 6]
+    assert not [patient for patient in long_ids if f'"{patient}"' in text or f" {patient} " in text]
+
+
+def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
+    process = start_run(tmp_path, "interrupted", "training.rounds=50")
+    try:
+        wait_for_event(process, tmp_path / "interrupted" / "events.jsonl", "round_started", round=1)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert left_running(tmp_path) == []

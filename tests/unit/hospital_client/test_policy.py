@@ -1,0 +1,99 @@
+"""The policy refuses what the hospital did not allow, names every breach, and tells nothing of the cohort."""
+
+from typing import Any
+
+import pytest
+
+from fedmed.errors import PolicyRefusal
+from hospital_client.fakes import BASE_SHA256, example_task
+from hospital_client.policy import Policy, check_task
+
+
+def policy(**changes: Any) -> Policy:
+    values: dict[str, Any] = {
+        "base_models": (BASE_SHA256,),
+        "methods": ("fedavg", "ffa_lora"),
+        "allow_no_privacy": False,
+        "max_rank": 64,
+        "min_noise_multiplier": 0.5,
+        "epsilon_budget": 8.0,
+        "delta": 1e-5,
+        "min_patients": 20,
+        "patient_count": "rounded",
+        "max_sample_rate": 0.5,
+        "max_local_steps": 200,
+        "max_rounds": 100,
+    }
+    return Policy(**{**values, **changes})
+
+
+def test_an_ordinary_task_passes() -> None:
+    check_task(policy(), example_task(), num_patients=20)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"base_sha256": "00" * 32}, "base_sha256"),
+        ({"method": "krum"}, "method"),
+        ({"rank": 65}, "rank=65"),
+        ({"rank": 0}, "rank=0"),
+        ({"alpha": 0.0}, "alpha"),
+        ({"noise_multiplier": 0.49}, "noise_multiplier=0.49"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier"),
+        ({"mode": "none"}, "allow_no_privacy"),
+        ({"mode": "trust me"}, "privacy.mode"),
+        ({"delta": 1e-4}, "delta"),
+        ({"delta": 0.0}, "delta"),
+        ({"sample_rate": 0.6}, "sample_rate"),
+        ({"sample_rate": 0.0}, "sample_rate"),
+        ({"steps": 201}, "steps"),
+        ({"steps": 0}, "steps"),
+        ({"steps": -5}, "steps"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm"),
+        ({"records_per_patient": 0}, "records_per_patient"),
+        ({"round": 0}, "round=0"),
+        ({"round": 6}, "round=6"),
+        ({"rounds": 101}, "rounds=101"),
+        ({"run": "../../etc"}, "run:"),
+        ({"run": "a" * 129}, "run:"),
+        ({"trainable": ("lm_head",)}, "trainable"),
+        ({"trainable": ()}, "trainable"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"precision": "int8"}, "precision"),
+    ],
+)
+def test_each_breach_is_refused_and_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(PolicyRefusal, match=named):
+        check_task(policy(), example_task(**change), num_patients=100)
+
+
+def test_every_breach_is_named_at_once() -> None:
+    with pytest.raises(PolicyRefusal, match="method=.*rank=.*sample_rate="):
+        check_task(policy(), example_task(method="krum", rank=1000, sample_rate=1.0), num_patients=100)
+
+
+def test_too_few_patients_are_refused_without_telling_how_many() -> None:
+    with pytest.raises(PolicyRefusal) as caught:
+        check_task(policy(), example_task(), num_patients=17)
+    assert "17" not in str(caught.value)
+
+
+def test_no_privacy_passes_only_where_the_hospital_allows_it() -> None:
+    task = example_task(mode="none", noise_multiplier=0.0, delta=0.0)
+    check_task(policy(allow_no_privacy=True), task, num_patients=100)
+
+
+@pytest.mark.parametrize(
+    ("kind", "patients", "released", "nominal"),
+    [
+        ("exact", 23, 23, 23),
+        ("rounded", 3, 10, 10),
+        ("rounded", 24, 20, 20),
+        ("rounded", 25, 30, 30),
+        ("hidden", 500, 1, 20),
+    ],
+)
+def test_the_patient_count_that_leaves(kind: str, patients: int, released: int, nominal: int) -> None:
+    rules = policy(patient_count=kind)
+    assert (rules.released_patients(patients), rules.nominal_patients(patients)) == (released, nominal)
