@@ -1,6 +1,6 @@
 """Ask the served model one question about one public image, as any OpenAI client would.
 
-    start `fedmed serve NAME:VERSION` -> wait for /health -> chat.completions.create(image, question) -> answer
+start `fedmed serve NAME:VERSION` -> wait for /health -> chat.completions.create(image, question) -> answer
 """
 
 from __future__ import annotations

@@ -16,7 +16,12 @@ from rich.console import Console
 from fedmed.config import load_experiment, to_dict
 from fedmed.errors import FedMedError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__.split(".")[0])
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="FedMed for the consortium: run federations, keep and serve their models.",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Public data sets and site manifests.")
 base_app = typer.Typer(no_args_is_help=True, help="Base models.")
 registry_app = typer.Typer(no_args_is_help=True, help="Versions of the merged model in MLflow.")
@@ -33,7 +38,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value over the 
 def run(
     experiment: Annotated[str, typer.Argument(help="name under configs/experiment, or a YAML file")],
     overrides: Overrides = None,
-    superlink: Annotated[str, typer.Option(help="control address of a running SuperLink; default: start all here")] = "",
+    superlink: Annotated[
+        str, typer.Option(help="control address of a running SuperLink; default: start all here")
+    ] = "",
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Run an experiment's federation, register the merged model, serve it, ask it a question, write the report."""

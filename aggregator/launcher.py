@@ -146,7 +146,7 @@ def start_supernode(
     command = [executable("flower-supernode"), *_tls_flags(superlink, root_certificates)]
     command += ["--grpc-rere", "--superlink", superlink, "--host", LOOPBACK, "--port", str(free_port())]
     command += ["--node-config", f"site-socket={json.dumps(str(socket_path))}"]
-    return group.start(f"supernode-{name}", command, flower_env(home / f"supernode-{name}"))
+    return group.start(f"supernode-{name}", command, flower_env(home / f"supernode-{name}"), essential=False)
 
 
 def submit(
@@ -211,7 +211,7 @@ class _ServerAppWatch:
 
     def has_ended(self) -> bool:
         if self._group is not None and self._run.local:
-            self._group.check([SUPERLINK])  # a site that is gone is left out by the round loop, and named
+            self._group.check()  # a site that is gone is left out by the round loop, and named
         if time.monotonic() < self._next:
             return False
         if self._group is None or not self._run.local:

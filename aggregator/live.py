@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -144,10 +145,13 @@ class LiveView:
         head = Table.grid(expand=True, padding=(0, 2))
         head.add_column(ratio=1)
         head.add_column(justify="right")
-        elapsed = duration(float(int(time.monotonic() - self._started)))
+        elapsed = str(timedelta(seconds=int(time.monotonic() - self._started)))
         head.add_row(
             Text.assemble(
-                ("round ", "dim"), (f"{progress.round} of {progress.rounds}", "bold"), ("  ", ""), (progress.state, "dim")
+                ("round ", "dim"),
+                (f"{progress.round} of {progress.rounds}", "bold"),
+                ("  ", ""),
+                (progress.state, "dim"),
             ),
             Text(elapsed, style="dim"),
         )
@@ -217,7 +221,10 @@ def _summary_rows(report: Mapping[str, Any], folder: Path) -> list[tuple[str, st
             f"(majority answer {percent(report['majority_accuracy'])})",
         ),
         ("epsilon", f"{spent}{planned}, per patient" if privacy["mode"] == "dp" else "no differential privacy"),
-        ("rounds", f"{len(rounds)}, {skipped} skipped; {size(traffic)} of traffic; {duration(report['wall_s'])} in all"),
+        (
+            "rounds",
+            f"{len(rounds)}, {skipped} skipped; {size(traffic)} of traffic; {duration(report['wall_s'])} in all",
+        ),
     ]
     version = f"{entry['name']}:{entry['version']} ({entry['alias'] or 'no alias'})" if entry else "not registered"
     rows.append(("registry", version))

@@ -9,13 +9,14 @@ programs by command line only: it imports none of them.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from aggregator.launcher import flower_env, start_superlink, start_supernode
+from aggregator.launcher import start_superlink, start_supernode
 from aggregator.processes import Managed, ProcessGroup
 from fedmed.config import Experiment
 from fedmed.errors import FederationError
@@ -40,12 +41,18 @@ def start_local_federation(experiment: Experiment, folder: Path, sockets: Path, 
     for site in experiment.partition.sites:
         _init_site(experiment, folder / "sites" / site, site, sockets / f"{site}.sock")
         command = [*_site_command("start"), str(folder / "sites" / site)]
-        daemons[site] = processes.start(f"site-{site}", command, flower_env(folder / "flower" / site))
+        daemons[site] = processes.start(f"site-{site}", command, _share_of_cores(experiment), essential=False)
     superlink = start_superlink(processes, folder / "flower")
     for site in experiment.partition.sites:
         start_supernode(processes, site, superlink.fleet, sockets / f"{site}.sock", folder / "flower")
     _wait_until_ready(daemons, processes)
     return superlink.control
+
+
+def _share_of_cores(experiment: Experiment) -> dict[str, str]:
+    """The environment of one daemon: hospitals on one machine must not each spin a thread on every core."""
+    threads = max(1, (os.cpu_count() or 1) // len(experiment.partition.sites))
+    return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
 
 def _init_site(experiment: Experiment, folder: Path, site: str, socket: Path) -> None:
@@ -70,7 +77,7 @@ def _init_site(experiment: Experiment, folder: Path, site: str, socket: Path) ->
             f"site.base_models={{'{base}': '{base if base == 'fedmed-tiny' else checkpoint.resolve()}'}}",
             f"policy.base_models=[{checkpoint_sha256(checkpoint)}]",
         ]
-    command = [*_site_command("init"), str(folder), "--name", site, "--data", "data", "--socket", str(socket)]
+    command = [*_site_command("init"), str(folder), "--name", site, "--data", str(folder / "data"), "--socket", str(socket)]
     for item in settings:
         command += ["--set", item]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -87,6 +94,8 @@ def _wait_until_ready(daemons: dict[str, Managed], processes: ProcessGroup) -> N
     waiting = dict(daemons)
     while waiting:
         processes.check()
+        for item in waiting.values():
+            item.require_running()
         waiting = {site: item for site, item in waiting.items() if " ready " not in item.log.read_text()}
         if waiting and time.monotonic() > deadline:
             raise FederationError(

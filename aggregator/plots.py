@@ -81,7 +81,9 @@ def traffic_plot(report: Mapping[str, Any]) -> str:
         numbers = [item["round"] for item in rounds]
         largest = max((max(item["bytes_up"], item["bytes_down"]) for item in rounds), default=0)
         unit, scale = ("MB", 1e6) if largest >= 1e6 else ("kB", 1e3)
-        for side, (key, label) in enumerate((("bytes_down", "bytes to the sites"), ("bytes_up", "bytes from the sites"))):
+        for side, (key, label) in enumerate(
+            (("bytes_down", "bytes to the sites"), ("bytes_up", "bytes from the sites"))
+        ):
             places = [number + (side - 0.5) * 0.36 for number in numbers]
             colour = (_COLOURS[5], _COLOURS[0])[side]
             axes.bar(places, [item[key] / scale for item in rounds], width=0.34, color=colour, label=label)
@@ -128,7 +130,8 @@ def _svg(name: str, title: str, draw: Callable[[Axes], None]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 9}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 9}
+    style |= {"text.parse_math": False}  # a site's name may hold a dollar
     with matplotlib.rc_context(style):
         figure = Figure(figsize=_SIZE_IN, layout="constrained")
         axes = figure.subplots()
@@ -143,7 +146,9 @@ def _svg(name: str, title: str, draw: Callable[[Axes], None]) -> str:
         if axes.get_legend() is None and axes.get_legend_handles_labels()[0]:
             _legend(axes)
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.savefig(
+            stream, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     return _embed(stream.getvalue(), name, title)
 
 
@@ -152,7 +157,7 @@ def _embed(svg: str, name: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", svg)
     for marker, variable in _VARIABLES.items():
         svg = svg.replace(marker, variable)
     width, height = (f"{72 * side:g}" for side in _SIZE_IN)

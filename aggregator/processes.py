@@ -35,6 +35,8 @@ import psutil
 from fedmed.errors import FederationError
 
 LOG_TAIL_LINES = 8
+# How long the kernel may take to end a killed process.
+KILL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ class Managed:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+
+    def require_running(self) -> None:
+        """Raises FederationError, with the end of its log, when the process has ended."""
+        if (code := self.process.poll()) is not None:
+            raise FederationError(f"{self.name} ended with status {code}; its log ends: {self.tail()}", f"see {self.log}")
 
     def tail(self, lines: int = LOG_TAIL_LINES) -> str:
         """The last lines of its log, joined to one line for an error message."""
@@ -63,6 +70,7 @@ class ProcessGroup:
         self._log_dir = log_dir
         self._grace_s = grace_s
         self._managed: list[Managed] = []
+        self._optional: set[str] = set()
         self._stopped: set[str] = set()
         self._seen: dict[tuple[int, float], psutil.Process] = {}
         self._old_handler: Any = None
@@ -82,8 +90,14 @@ class ProcessGroup:
             if self._old_handler is not None:
                 signal.signal(signal.SIGTERM, self._old_handler)
 
-    def start(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> Managed:
-        """Starts a process in a session of its own. Raises FederationError when the program is not there."""
+    def start(
+        self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None, *, essential: bool = True
+    ) -> Managed:
+        """Starts a process in a session of its own. Raises FederationError when the program is not there.
+
+        Args:
+            essential: `check` raises when it dies. A hospital's processes are not: the federation goes on at quorum.
+        """
         log = self._log_dir / f"{name}.log"
         with log.open("ab") as file:
             try:
@@ -94,22 +108,21 @@ class ProcessGroup:
                 raise FederationError(f"cannot start {name}: {command[0]}: {error.strerror}") from None
         managed = Managed(name, process, log)
         self._managed.append(managed)
+        if not essential:
+            self._optional.add(name)
         return managed
 
     def check(self, names: Collection[str] = ()) -> None:
         """Notes what runs by now. Raises FederationError when a process has ended that nobody stopped.
 
         Args:
-            names: of those that must be running; empty means all.
+            names: of those that must be running, essential or not; empty means every essential one.
         """
         self._look()
         for item in self._managed:
-            if names and item.name not in names or item.name in self._stopped:
-                continue
-            if (code := item.process.poll()) is not None:
-                raise FederationError(
-                    f"{item.name} ended with status {code}; its log ends: {item.tail()}", f"see {item.log}"
-                )
+            asked = item.name in names if names else item.name not in self._optional
+            if asked and item.name not in self._stopped:
+                item.require_running()
 
     def stop(self, managed: Managed) -> None:
         """Ends one process and its descendants; `check` does not miss it afterwards."""
@@ -137,7 +150,10 @@ class ProcessGroup:
         for item in self._managed:
             for process in _family(item.process):
                 self._seen.setdefault((process.pid, process.create_time()), process)
-        sessions = {pid for pid, _ in self._seen}
+        # No stranger gets a pid while its session lives; where one got it, the session has ended and is left out.
+        sessions = {
+            pid for (pid, _), process in self._seen.items() if process.is_running() or not psutil.pid_exists(pid)
+        }
         for process in psutil.process_iter():
             try:
                 if os.getsid(process.pid) in sessions:
@@ -180,10 +196,17 @@ def _end(processes: Iterable[psutil.Process], grace_s: float) -> None:
     alive = [process for process in processes if _alive(process)]
     if grace_s > 0:
         _signal(alive, signal.SIGTERM)
-        end = time.monotonic() + grace_s
-        while time.monotonic() < end and (alive := [process for process in alive if _alive(process)]):
-            time.sleep(0.05)
+        alive = _wait(alive, grace_s)
     _signal(alive, signal.SIGKILL)
+    _wait(alive, KILL_S)
+
+
+def _wait(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Those that still run after `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    while (processes := [process for process in processes if _alive(process)]) and time.monotonic() < end:
+        time.sleep(0.05)
+    return processes
 
 
 def _signal(processes: Iterable[psutil.Process], number: int) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aggregator.model_folder import verify_model, write_manifest
-from aggregator.registry import CHALLENGER, CHAMPION, Registry, RunInfo, Version, promote
+from aggregator.registry import CHALLENGER, CHAMPION, Registry, Version, promote
 from aggregator.registry.base import holder
 from aggregator.report import build_report, registry_entry, write_html, write_json_report
 from aggregator.story import run_info

@@ -103,7 +103,7 @@ def lineage_facts(run_dir: Path, experiment: Experiment) -> dict[str, Any]:
         manifest = read_manifest(run_dir / "model")
         facts = {name: manifest[name] for name in ("key", "base_model", "data", "notes")}
         return facts | {"noise_multiplier": manifest["privacy"]["noise_multiplier"]}
-    from aggregator.strategy import plan_privacy
+    from aggregator.tasks import plan_privacy
     from fedmed.data.manifest import load_manifest
     from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
 

@@ -102,7 +102,7 @@ class Roster:
     def _ask(self, nodes: list[int]) -> None:
         if not nodes:
             return
-        for reply in self._exchange.send(dict.fromkeys(nodes, self._frame), self._federation.deadline_s):
+        for reply in self._exchange.send(dict.fromkeys(nodes, self._frame), self._federation.join_timeout_s):
             try:
                 self._admit(reply)
             except FedMedError as error:

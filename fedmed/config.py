@@ -260,7 +260,11 @@ def _value(hint: Any, value: Any, rule: Any, path: str, problems: list[str]) -> 
             _check_rule(item, rule, path, problems)
         return tuple(value)
     if hint == dict[str, str]:
-        if not isinstance(value, dict) or not value or not all(isinstance(item, str) for item in [*value, *value.values()]):
+        if (
+            not isinstance(value, dict)
+            or not value
+            or not all(isinstance(item, str) for item in [*value, *value.values()])
+        ):
             problems.append(f"{path}={value!r}: expected keys with texts, not empty")
             return {}
         return dict(value)

@@ -192,7 +192,7 @@ def sha256_hex(data: bytes | memoryview) -> str:
 def encode(message: Message, payload: bytes = b"") -> bytes:
     """One frame. A message that has `payload_sha256` gets it filled in."""
     if hasattr(message, "payload_sha256"):
-        message = dataclasses.replace(message, payload_sha256=sha256_hex(payload))
+        message = dataclasses.replace(typing.cast(Any, message), payload_sha256=sha256_hex(payload))
     elif payload:
         raise WireError(f"a {message.type} message carries no payload, got {len(payload)} bytes")
     body = {"protocol": PROTOCOL, "type": message.type, **dataclasses.asdict(message)}

@@ -1,9 +1,9 @@
 """What a registry is: the protocol that MlflowRegistry and MemoryRegistry both keep, and the records it deals in.
 
-    reference := NAME@ALIAS | NAME:NUMBER        fedmed@champion   fedmed@challenger   fedmed:7
+reference := NAME@ALIAS | NAME:NUMBER        fedmed@champion   fedmed@challenger   fedmed:7
 
-    >>> parse_reference("fedmed@champion")
-    Reference(name='fedmed', alias='champion', number=0)
+>>> parse_reference("fedmed@champion")
+Reference(name='fedmed', alias='champion', number=0)
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def parse_reference(text: str) -> Reference:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A registered version. `version` counts from 1; `created` is UTC in ISO 8601; `tags` hold lineage, metrics and the aliases' history."""
+    """A registered version. `version` counts from 1; `created` is UTC in ISO 8601; `tags` hold lineage, metrics and
+    the history of aliases."""
 
     name: str
     version: int

@@ -166,7 +166,7 @@ def _probe(uri: str) -> None:
     host = parts.hostname or ""
     address = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path.rstrip('/')}/health"
     try:
-        urllib.request.urlopen(address, timeout=PROBE_TIMEOUT_S).close()
+        urllib.request.urlopen(address, timeout=PROBE_TIMEOUT_S).close()  # noqa: S310  http(s), checked above
     except urllib.error.HTTPError:
         return
     except (OSError, ValueError) as error:

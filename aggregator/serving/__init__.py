@@ -1,9 +1,9 @@
 """A published model behind an OpenAI-compatible API.
 
-    registry -> fetch -> every hash verified -> model loaded and warmed up -> GET /health, GET /v1/models,
-    POST /v1/chat/completions (streamed or not; images as base64 data URLs)
+registry -> fetch -> every hash verified -> model loaded and warmed up -> GET /health, GET /v1/models,
+POST /v1/chat/completions (streamed or not; images as base64 data URLs)
 
-    serve("fedmed@champion", open_registry("", Path("runs")), port=8000)
+serve("fedmed@champion", open_registry("", Path("runs")), port=8000)
 """
 
 from __future__ import annotations

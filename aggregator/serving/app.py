@@ -15,6 +15,7 @@ Neither questions nor answers are logged.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from aggregator.serving.limits import BodyLimit
 from aggregator.serving.prompts import build_prompt
 from aggregator.serving.schema import ApiError, ChatRequest
 
+log = logging.getLogger("fedmed.serving")
 MAX_BODY_BYTES = 32 << 20
 MAX_PIXELS = 16 << 20
 
@@ -115,6 +117,7 @@ class _Reply:
         except ApiError as error:
             yield _event(error.body())
         except Exception:  # the headers are sent: an event is the only way left to say so
+            log.exception("an answer broke off")
             yield _event(_fault().body())
         yield "data: [DONE]\n\n"
 

@@ -199,7 +199,7 @@ class _Generation:
     def _work(self) -> None:
         try:
             self._result = self._engine.generate(self._job, self._streamer, self.cancelled)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  raised again where the answer is read
             self._error = error
             self._streamer.text_queue.put(self._streamer.stop_signal)
 

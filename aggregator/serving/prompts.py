@@ -87,7 +87,9 @@ def _decode_image(url: str, max_pixels: int, where: str) -> Image.Image:
             raise ApiError(400, message, code="image_too_large", param=where)
         return decode(data)
     except (binascii.Error, DataError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise ApiError(400, "an image is not a whole PNG or JPEG in base64", code="invalid_image", param=where) from None
+        raise ApiError(
+            400, "an image is not a whole PNG or JPEG in base64", code="invalid_image", param=where
+        ) from None
 
 
 def _size(data: bytes) -> tuple[int, int]:

@@ -71,7 +71,8 @@ def listen(host: str, port: int) -> socket.socket:
                 f"port {port} on {host} is in use", "choose another with --port; --port 0 takes a free one"
             ) from None
         raise ServingError(
-            f"cannot listen on {host} port {port}: {error.strerror}", "name an address of this machine, such as 127.0.0.1"
+            f"cannot listen on {host} port {port}: {error.strerror}",
+            "name an address of this machine, such as 127.0.0.1",
         ) from None
 
 

@@ -108,7 +108,8 @@ class Collator:
                     f"{self._max_length}",
                     _TOO_LONG,
                 )
-            question = " ".join(words[: max(0, len(words) - excess)])
+            tokens = len(self._tokenizer(question, add_special_tokens=False)["input_ids"])
+            question = " ".join(words[: min(len(words) - 1, len(words) * max(0, tokens - excess) // tokens)])
             prompt = self._encode_prompt(question, images)
         return _split(prompt, answer)
 

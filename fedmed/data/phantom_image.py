@@ -64,7 +64,7 @@ def draw(count: int, rng: np.random.Generator, domain: str) -> Drawn:
     """
     findings, foci, nodules, zones = _findings(count, rng, domain)
     grid = make_grid(count, rng)
-    chest = _Chest(grid, rng, findings["cardiomegaly"][:, :1])
+    chest = _Chest(grid, rng, findings["cardiomegaly"][:, :1], 0.45 if domain == "hospital" else 0.38)
     opacity = _opacity(chest, findings, foci, nodules, rng)
     density = chest.density(opacity)
     density = add_detail(density, grid, chest.inside, rng)
@@ -86,14 +86,14 @@ def _findings(
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], NDArray[np.int64]]:
     hospital = domain == "hospital"
     found = {
-        "consolidation": _sides(count, rng, 0.2 if hospital else 0.4, 0.45, 1.0, 0.25),
-        "haze": _sides(count, rng, 0.15 if hospital else 0.35, 0.3, 0.9, 0.7),
-        "interstitial": _sides(count, rng, 0.1 if hospital else 0.25, 0.35, 0.9, 0.8),
+        "consolidation": _sides(count, rng, 0.1 if hospital else 0.4, 0.45, 1.0, 0.35),
+        "haze": _sides(count, rng, 0.1 if hospital else 0.4, 0.35, 0.95, 0.75),
+        "interstitial": _sides(count, rng, 0.05 if hospital else 0.25, 0.35, 0.9, 0.8),
         "nodule": _sides(count, rng, 0.1 if hospital else 0.2, 0.6, 1.0, 0.0),
         "cardiomegaly": np.repeat((rng.random((count, 1)) < 0.2).astype(np.float32), 2, 1),
     }
-    effusion = _sides(count, rng, 0.5, 0.7, 1.0, 0.3)
-    clear = rng.random(count) < (0.0 if hospital else 0.22)
+    effusion = _sides(count, rng, 0.5, 0.8, 1.0, 0.1)
+    clear = rng.random(count) < (0.0 if hospital else 0.25)
     found = {name: np.where(clear[:, None], 0, strength).astype(np.float32) for name, strength in found.items()}
     found["effusion"] = effusion if hospital else np.zeros_like(effusion)
     level = rng.random((count, 2, MAX_FOCI)).astype(np.float32)
@@ -101,7 +101,7 @@ def _findings(
     foci = {
         "level": 0.12 + 0.8 * level,
         "lateral": uniform(rng, (count, 2, MAX_FOCI), 0.15, 0.85),
-        "radius": uniform(rng, (count, 2, MAX_FOCI), 0.14, 0.42),
+        "radius": uniform(rng, (count, 2, MAX_FOCI), 0.16, 0.55),
         "active": extra.astype(np.float32),
     }
     strongest = found["consolidation"].argmax(1)
@@ -122,7 +122,7 @@ def _findings(
 class _Chest:
     """Anatomy of N chests on their grids: lungs, heart, spine, diaphragm, body outline. Fields are [N, H, W]."""
 
-    def __init__(self, grid: Grid, rng: np.random.Generator, enlarged: Array) -> None:
+    def __init__(self, grid: Grid, rng: np.random.Generator, enlarged: Array, least_depth: float) -> None:
         n = len(grid.x)
         x, y = grid.x, grid.y
         self.grid = grid
@@ -153,7 +153,7 @@ class _Chest:
         spine = np.exp(-((x / uniform(rng, (n, 1, 1), 0.06, 0.13)) ** 2))
         bones = 1 + 0.25 * np.sin(y * uniform(rng, (n, 1, 1), 18, 30))
         self.middle = uniform(rng, (n, 1, 1), 0.03, 0.2) * spine * bones
-        self.depth = uniform(rng, (n, 1, 1), 0.22, 0.62)
+        self.depth = uniform(rng, (n, 1, 1), least_depth, 0.62)
         self.tissue = uniform(rng, (n, 1, 1), 0.55, 0.8)
         self.belly = uniform(rng, (n, 1, 1), 0.0, 0.25) * step(y - self.base.max(1), 0.1)
 
@@ -210,7 +210,7 @@ def _opacity(
         strength = {name: value[:, side, None, None] for name, value in findings.items()}
         level = chest.level(y, side)
         gradient = 0.55 + 0.45 * (level * uniform(rng, (n, 1, 1), -1, 1) + uniform(rng, (n, 1, 1), 0, 1)).clip(0, 1)
-        surface = 1 - 0.42 * strength["effusion"] - 0.3 * (np.abs(x) / chest.width) ** 3
+        surface = 1 - 0.65 * strength["effusion"] - 0.3 * (np.abs(x) / chest.width) ** 3
         part = mix(
             strength["consolidation"] * focus * (0.75 + 0.4 * cloud),
             strength["haze"] * gradient * (0.7 + 0.5 * cloud),
@@ -226,16 +226,15 @@ def _acquire(density: Array, rng: np.random.Generator, domain: str) -> NDArray[n
     """Exposure, contrast, blur, collimation and noise of the machine; uint8 [N, H, W]."""
     n = len(density)
     hospital = domain == "hospital"
-    gain, offset = uniform(rng, (n, 1, 1), 0.75, 1.35), uniform(rng, (n, 1, 1), -0.15, 0.15)
-    image = np.clip((density - 0.5) * gain + 0.5 + offset, 0, 1)
-    low, high = (-1.1, -0.7) if hospital else (-0.6, 0.6)
+    image = _expose(density, rng)
+    low, high = (-0.6, -0.4) if hospital else (-0.35, 0.35)
     image = image ** np.exp(uniform(rng, (n, 1, 1), low, high))
     ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
     image = image * (
         1 + uniform(rng, (n, 1, 1), -0.15, 0.15) * ramp + uniform(rng, (n, 1, 1), -0.15, 0.15) * ramp[:, None]
     )
     image = _blur(image, uniform(rng, (n, 1, 1), 0.0, 1.0))
-    noise = uniform(rng, (n, 1, 1), 0.04, 0.09) if hospital else uniform(rng, (n, 1, 1), 0.0, 0.05)
+    noise = uniform(rng, (n, 1, 1), 0.03, 0.06) if hospital else uniform(rng, (n, 1, 1), 0.0, 0.03)
     image = image + noise * rng.standard_normal(image.shape, dtype=np.float32)
     if hospital:
         edge = uniform(rng, (n, 4, 1), 0.82, 0.98)
@@ -243,6 +242,15 @@ def _acquire(density: Array, rng: np.random.Generator, domain: str) -> NDArray[n
         shut = (ramp > -edge[:, 2:3]) & (ramp < edge[:, 3:4])
         image = image * (open_ & np.swapaxes(shut, 1, 2))
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def _expose(density: Array, rng: np.random.Generator) -> Array:
+    """Automatic exposure: the darkest and brightest tenths go to nearly fixed grey values."""
+    n = len(density)
+    low, high = np.quantile(density, [0.05, 0.95], axis=(1, 2)).astype(np.float32)[:, :, None, None]
+    floor, ceiling = uniform(rng, (n, 1, 1), 0.05, 0.35), uniform(rng, (n, 1, 1), 0.65, 1.0)
+    spread = (density - low) / np.maximum(high - low, 0.2)
+    return np.clip(floor + spread * (ceiling - floor), 0, 1)
 
 
 def _blur(image: Array, amount: Array) -> Array:

@@ -46,7 +46,7 @@ def make_grid(count: int, rng: np.random.Generator) -> Grid:
     axis = np.linspace(-1, 1, SIZE, dtype=np.float32)
     px, py = axis[None, None, :], axis[None, :, None]
     turn = uniform(rng, (count, 1, 1), -0.17, 0.17)
-    sx, sy = uniform(rng, (count, 1, 1), 0.72, 1.15), uniform(rng, (count, 1, 1), 0.75, 1.1)
+    sx, sy = uniform(rng, (count, 1, 1), 0.62, 1.05), uniform(rng, (count, 1, 1), 0.7, 1.05)
     px = px - uniform(rng, (count, 1, 1), -0.15, 0.15)
     py = py - uniform(rng, (count, 1, 1), -0.15, 0.15)
     shear = uniform(rng, (count, 1, 1), -0.1, 0.1)
@@ -94,10 +94,10 @@ def add_detail(density: Array, grid: Grid, inside: Array, rng: np.random.Generat
         (y - slope * np.abs(x) + bend * x * x) * uniform(rng, (n, 1, 1), 14, 26) + uniform(rng, (n, 1, 1), 0, 6.3)
     )
     cage = step(0.8 - np.abs(x), 0.05) * step(0.75 - y, 0.1) * step(np.abs(x) - 0.08, 0.03)
-    ribs = uniform(rng, (n, 1, 1), 0.0, 0.09) * np.clip(wave, -0.3, 1) * cage
+    ribs = uniform(rng, (n, 1, 1), 0.0, 0.12) * np.clip(wave, -0.3, 1) * cage
     line = y + uniform(rng, (n, 1, 1), 0.6, 0.85) + uniform(rng, (n, 1, 1), -0.3, 0.3) * np.abs(x)
     clavicles = uniform(rng, (n, 1, 1), 0.0, 0.12) * np.exp(-((line / 0.045) ** 2)) * step(0.65 - np.abs(x), 0.05)
     near = np.exp(-(((np.abs(x) - 0.22) / 0.2) ** 2) - ((y + 0.05) / 0.4) ** 2)
-    vessels = uniform(rng, (n, 1, 1), 0.0, 0.22) * near * smooth_noise(n, rng, 14)
-    uneven = uniform(rng, (n, 1, 1), 0.0, 0.14) * (smooth_noise(n, rng, 4) - 0.5)
+    vessels = uniform(rng, (n, 1, 1), 0.0, 0.3) * near * smooth_noise(n, rng, 14)
+    uneven = uniform(rng, (n, 1, 1), 0.0, 0.18) * (smooth_noise(n, rng, 4) - 0.5)
     return (density + (ribs + clavicles + vessels + uneven) * inside).astype(np.float32)

@@ -138,3 +138,5 @@ def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder
     model.to(torch.bfloat16).save_pretrained(folder)
     model.float()
     processor.save_pretrained(folder)
+    # safetensors writes for its owner alone; a shipped checkpoint is for every user of the machine.
+    (folder / "model.safetensors").chmod(0o644)

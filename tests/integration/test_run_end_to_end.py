@@ -28,7 +28,11 @@ def start_run(runs: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "aggregator.cli", "run", "demo", f"name={name}", *SMALL, *overrides]
     environment = os.environ | {"FEDMED_TEST_MARK": str(runs)}
     return subprocess.Popen(
-        [*command, "--runs-dir", str(runs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        [*command, "--runs-dir", str(runs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
     )
 
 

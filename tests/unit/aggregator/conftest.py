@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained tiny model whose greedy answers are some text (noise, and the same noise every time)."""
     folder = tmp_path_factory.mktemp("base")
     processor = build_processor([QUESTION, "yes", "no"])
-    model = build_model(len(processor.tokenizer), seed=1)
+    model: Any = build_model(len(processor.tokenizer), seed=1)
     with torch.no_grad():  # as drawn, it would repeat its prompt's last token, which is markup
         for name, weight in model.named_parameters():
             weight.mul_(8 if "layers" in name and weight.dim() == 2 else 1)

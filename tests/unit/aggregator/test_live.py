@@ -90,9 +90,7 @@ def test_a_skipped_round_says_so() -> None:
 
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("mode", ["dp", "none"])
-def test_summary(
-    terminal: bool, mode: str, tmp_path: Path, finished_run: Callable[..., tuple[Path, Any]]
-) -> None:
+def test_summary(terminal: bool, mode: str, tmp_path: Path, finished_run: Callable[..., tuple[Path, Any]]) -> None:
     folder, experiment = finished_run(tmp_path / "demo", f"privacy.mode={mode}")
     report = build_report(folder, experiment, wall_s=61.0)
     stream = io.StringIO()

@@ -1,6 +1,7 @@
 """Nothing that a group started is left running, however its block ends, grandchildren in other sessions included."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -8,7 +9,15 @@ import time
 import psutil
 import pytest
 
-from aggregator.launcher import executable, free_port, free_ports, require_free, start_superlink, start_supernode, submit
+from aggregator.launcher import (
+    executable,
+    free_port,
+    free_ports,
+    require_free,
+    start_superlink,
+    start_supernode,
+    submit,
+)
 from aggregator.processes import ProcessGroup
 from fedmed.errors import FederationError
 
@@ -43,7 +52,10 @@ def wait_for(path) -> str:
 
 
 def running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def start_nested(group: ProcessGroup) -> list[int]:
@@ -107,6 +119,15 @@ def test_a_death_is_reported_with_the_end_of_its_log(tmp_path):
         group.check(["another"])
 
 
+def test_a_site_may_go_unless_it_is_asked_for(tmp_path):
+    with ProcessGroup(tmp_path) as group:
+        site = group.start("site", [sys.executable, "-c", "raise SystemExit(1)"], essential=False)
+        site.process.wait(20)
+        group.check()
+        with pytest.raises(FederationError, match="site ended with status 1"):
+            group.check(["site"])
+
+
 def test_a_program_that_is_not_there(tmp_path):
     with ProcessGroup(tmp_path) as group, pytest.raises(FederationError, match="cannot start x"):
         group.start("x", [str(tmp_path / "none")])
@@ -121,8 +142,6 @@ def test_ports():
 
 
 def test_a_port_in_use_is_named(tmp_path):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken, ProcessGroup(tmp_path / "logs") as group:
         port = taken.getsockname()[1]
         with pytest.raises(FederationError, match=rf"port {port} on 127\.0\.0\.1 is in use"):

@@ -75,7 +75,9 @@ def test_publishing_a_key_twice_makes_one_version(registry: Registry, name: str,
 
 def test_alias_moves_and_rollback_returns_it(registry: Registry, name: str, tmp_path: Path) -> None:
     for key in ("k1", "k2", "k3"):
-        promote(registry, publish(registry, name, tmp_path, key), "champion", f"gate of {key}", actor="ada", gate={"a": 1})
+        promote(
+            registry, publish(registry, name, tmp_path, key), "champion", f"gate of {key}", actor="ada", gate={"a": 1}
+        )
     assert registry.get(f"{name}@champion").version == 3
     assert rollback(registry, name, "champion", "wrong", actor="eve").version == 2
     assert rollback(registry, name).version == 1
@@ -167,7 +169,9 @@ def test_mlflow_run_tells_the_story(mlflow_registry: MlflowRegistry, name: str, 
     assert run.info.status == "FINISHED" and run.data.params == params
     assert run.data.metrics == {"epsilon/north": 0.9}
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"model", "report.json"}
-    assert not any(path.suffix == ".pkl" or path.name == "MLmodel" for path in stored_model(mlflow_registry, name).rglob("*"))
+    assert not any(
+        path.suffix == ".pkl" or path.name == "MLmodel" for path in stored_model(mlflow_registry, name).rglob("*")
+    )
 
 
 def test_an_unfinished_run_is_replaced(mlflow_registry: MlflowRegistry, name: str, tmp_path: Path) -> None:

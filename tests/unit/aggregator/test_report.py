@@ -13,7 +13,7 @@ import pytest
 
 from aggregator.registry import Version
 from aggregator.report import build_report, write_html, write_json_report
-from aggregator.report_page import duration, percent, size
+from aggregator.report_page import duration, percent, render_page, size
 from fedmed.errors import FederationError
 
 ROOT = Path(__file__).parents[3]
@@ -88,6 +88,14 @@ def test_the_page_is_self_contained_and_escaped(report: dict[str, Any], tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_a_name_from_the_wire_cannot_break_the_page(report: dict[str, Any]) -> None:
+    name = "<script>$x_</script>"
+    hostile = json.loads(json.dumps(report).replace("north", name))
+    text = render_page(hostile)
+    assert "<script" not in text and text.count("&lt;script") >= 2
+    Page().feed(text)
+
+
 def test_no_privacy_is_loud(tmp_path: Path, finished_run: FinishedRun) -> None:
     folder, experiment = finished_run(tmp_path / "open", "privacy.mode=none")
     report = build_report(folder, experiment)
@@ -124,5 +132,11 @@ def test_json_is_replaced_in_one_step(report: dict[str, Any], tmp_path: Path) ->
 
 def test_units() -> None:
     assert [size(value) for value in (0, 999, 1500, 2.5e6, 3e9)] == ["0 B", "999 B", "1.5 kB", "2.5 MB", "3.00 GB"]
-    assert [duration(value) for value in (None, 0.142, 4.24, 185, 7800)] == ["–", "142 ms", "4.2 s", "3 min 05 s", "2 h 10 min"]
+    assert [duration(value) for value in (None, 0.142, 4.24, 185, 7800)] == [
+        "–",
+        "142 ms",
+        "4.2 s",
+        "3 min 05 s",
+        "2 h 10 min",
+    ]
     assert [percent(None), percent(0.8125)] == ["–", "81.2 %"]

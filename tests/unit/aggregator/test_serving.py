@@ -297,5 +297,3 @@ def test_serve_as_a_process_says_when_it_is_ready_and_ends_cleanly(model_folder:
         assert [model.id for model in client.models.list()] == ["fedmed@champion", "fedmed:1"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-
-

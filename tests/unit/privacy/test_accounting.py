@@ -92,7 +92,8 @@ def test_unreachable_target_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [PrivacyEvent(-1, 0.1, 1), PrivacyEvent(math.nan, 0.1, 1), PrivacyEvent(1, 1.5, 1), PrivacyEvent(1, 0.1, -1)]
+    "event",
+    [PrivacyEvent(-1, 0.1, 1), PrivacyEvent(math.nan, 0.1, 1), PrivacyEvent(1, 1.5, 1), PrivacyEvent(1, 0.1, -1)],
 )
 def test_values_out_of_range_are_refused(event: PrivacyEvent) -> None:
     with pytest.raises(PrivacyError, match="expected"):

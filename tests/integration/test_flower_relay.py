@@ -1,0 +1,172 @@
+"""The federation as real processes on loopback gRPC: SuperLink, SuperNodes, relays and the real ServerApp; only the site
+daemons are stand-ins that answer at once. A whole site is killed in the middle of a round."""
+
+import json
+import os
+import signal
+import time
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import psutil
+import pytest
+from flwr.cli.build import build_fab_from_disk
+
+from aggregator.events import read_events
+from aggregator.launcher import BUNDLE, follow, start_superlink, start_supernode, submit
+from aggregator.processes import Managed, ProcessGroup
+from aggregator.rounds import RoundStore
+from fedmed.config import load_experiment, to_dict
+from fedmed.data.manifest import write_manifest
+from fedmed.data.phantom import phantom_examples
+from fedmed.errors import FederationError
+from fedmed.models.base import BaseModel
+
+SITES = ("north", "harbour", "valley")
+DEADLINE_S = 20
+
+
+def test_the_bundle_ships_two_names_and_nothing_that_trains():
+    bundle = build_fab_from_disk(BUNDLE)
+    with zipfile.ZipFile(BytesIO(bundle)) as archive:
+        files = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert sorted(files) == [
+        ".info/CONTENT",
+        "fedmed_bundle/__init__.py",
+        "fedmed_bundle/client.py",
+        "fedmed_bundle/server.py",
+        "pyproject.toml",
+    ]
+    assert len(bundle) < 10_000
+    client = [line for line in files["fedmed_bundle/client.py"].splitlines() if line and not line.startswith('"""')]
+    assert client == ["from hospital_client.app import app as relay", "app = relay"]
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, tiny_base: BaseModel) -> Path:
+    """A run's folder with a random base model and four public phantoms."""
+    tiny_base.model.save_pretrained(tmp_path / "base")
+    tiny_base.processor.save_pretrained(tmp_path / "base")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    experiment = load_experiment(
+        "demo",
+        [
+            f"base_model.name={tmp_path / 'base'}",
+            f"partition.sites=[{','.join(SITES)}]",
+            f"federation.deadline_s={DEADLINE_S}",
+            "federation.quorum=2",
+            "privacy.noise_multiplier=1.0",
+            "training.rounds=3",
+            "evaluation.max_new_tokens=1",
+            "device=cpu",
+        ],
+    )
+    (folder / "experiment.json").write_text(json.dumps(to_dict(experiment)))
+    write_manifest(folder / "public", phantom_examples(4, 0, domain="public", split="test"))
+    return folder
+
+
+@pytest.fixture
+def sockets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("s")
+
+
+def start_fakes(group: ProcessGroup, sockets: Path) -> dict[str, Managed]:
+    import sys
+
+    fakes = {}
+    for number, site in enumerate(SITES, start=1):
+        command = [sys.executable, "-m", "fedmed.wire.fake_site", site, str(sockets / site)]
+        command += ["--shift", str(0.001 * number), "--delay", "1.0", "--patients", str(100 * number)]
+        fakes[site] = group.start(f"site-{site}", command, {**os.environ, "PYTHONPATH": os.getcwd()}, essential=False)
+    return fakes
+
+
+def libraries_of_running_relays(group: ProcessGroup, sockets: Path) -> list[str]:
+    """The memory maps of each relay process that has come far enough to hold gRPC."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if any("flwr-clientapp" in word for word in process.cmdline()):
+                maps = Path(f"/proc/{process.pid}/maps").read_text()
+                found += [maps] if "cygrpc" in maps else []
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def kill_site(fake: Managed, node: Managed) -> None:
+    """The whole machine of a hospital is gone at once: daemon, SuperNode, executor and relay."""
+    for managed in (node, fake):
+        family = [*psutil.Process(managed.process.pid).children(recursive=True), psutil.Process(managed.process.pid)]
+        for process in family:
+            process.send_signal(signal.SIGKILL)
+
+
+def wait_until_training(fake: Managed, times: int) -> None:
+    end = time.monotonic() + 60.0
+    while fake.log.read_text().count("got train") < times:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_site_dies_in_the_middle_of_a_round_and_the_others_go_on(run_dir: Path, sockets: Path):
+    maps: list[str] = []
+    flower = run_dir / "flower"
+    with ProcessGroup(run_dir / "logs") as group:
+        fakes = start_fakes(group, sockets)
+        superlink = start_superlink(group, flower)
+        nodes = {site: start_supernode(group, site, superlink.fleet, sockets / site, flower) for site in SITES}
+        run = submit(superlink.control, run_dir, flower)
+        for event in follow(run, run_dir / "events.jsonl", group):
+            if event["kind"] == "round_started" and event["round"] == 1:
+                wait_until_training(fakes["valley"], 1)
+                maps += libraries_of_running_relays(group, sockets)
+            if event["kind"] == "round_started" and event["round"] == 2:
+                wait_until_training(fakes["valley"], 2)
+                kill_site(fakes["valley"], nodes["valley"])
+        descendants = psutil.Process().children(recursive=True)
+    assert event["kind"] == "finished", event
+    assert not [process for process in descendants if process.is_running()]
+
+    zero, one, two, three = RoundStore(run_dir / "rounds").records()
+    assert zero.scores is not None
+    assert sorted(report.site for report in one.replies) == sorted(SITES)
+    assert one.left_out == {}
+    for record in (two, three):
+        assert [report.site for report in record.replies] == ["harbour", "north"]
+        assert not record.skipped
+    assert two.left_out == {"valley": f"no reply within {DEADLINE_S} s"}
+    assert three.left_out["valley"].startswith("not connected")
+    left_out = [event for event in read_events(run_dir / "events.jsonl") if event["kind"] == "left_out"]
+    assert {event["site"] for event in left_out} == {"valley"}
+    assert three.seconds < DEADLINE_S  # a dead site is waited for once, not in every round
+
+    assert maps
+    assert not [text for text in maps if "libtorch" in text]
+
+
+def test_a_server_app_that_cannot_start_says_why(run_dir: Path):
+    (run_dir / "experiment.json").write_text("{}")
+    with ProcessGroup(run_dir / "logs") as group:
+        superlink = start_superlink(group, run_dir / "flower")
+        run = submit(superlink.control, run_dir, run_dir / "flower")
+        last = list(follow(run, run_dir / "events.jsonl", group))[-1]
+        assert last["kind"] == "failed"
+        assert "problems in the configuration" in last["message"]
+
+
+def test_a_killed_superlink_is_noticed(run_dir: Path):
+    with ProcessGroup(run_dir / "logs") as group:
+        superlink = start_superlink(group, run_dir / "flower")
+        run = submit(superlink.control, run_dir, run_dir / "flower")
+        stream = follow(run, run_dir / "events.jsonl", group)
+        assert next(stream)["kind"] in ("zero_shot", "waiting")
+        (server,) = [p for p in psutil.Process().children() if any("flower-superlink" in word for word in p.cmdline())]
+        server.kill()
+        begin = time.monotonic()
+        with pytest.raises(FederationError, match=r"superlink ended with status -9"):
+            list(stream)
+        assert time.monotonic() - begin < 10.0

@@ -1,0 +1,171 @@
+"""The local round: draws, noise, moments, frozen tensors, stopping and refusals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_training import EVERYWHERE, flat, mixed_cohort, plan
+from scipy import stats
+
+from fedmed.data.manifest import Manifest
+from fedmed.errors import FederationError, ModelError, PrivacyError
+from fedmed.messages import LoraSpec, OptimizerSpec
+from fedmed.models.adapter import adapter_state, add_adapter, state_sha256
+from fedmed.models.base import BaseModel
+from fedmed.privacy.random import InsecureSeededRandom, SecureRandom
+from fedmed.training.batches import Group, chunks, pack
+from fedmed.training.local_round import LocalTrainer
+
+SMALL = LoraSpec(2, 4.0, ("projector", "language_model"), ("linear_1", "q_proj"))
+ADAM = OptimizerSpec("adamw", 1e-2, 0.9, 0.0, True)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return mixed_cohort(tmp_path_factory.mktemp("cohort") / "site")
+
+
+@pytest.fixture
+def trainer(tiny_base: BaseModel, cohort: Manifest) -> LocalTrainer:
+    return LocalTrainer(tiny_base, cohort, SecureRandom())
+
+
+def test_an_empty_draw_is_a_step_of_noise_with_the_right_deviation(trainer: LocalTrainer) -> None:
+    noise, bound, lot = 2.0, 0.5, 4.0
+    start = trainer.train(plan(steps=0), {}, 0)
+    trained = trainer.train(plan(noise=noise, bound=bound, rate=0.0, lot=lot), {}, 0)
+    drawn = (flat(trained) - flat(start)) / (noise * bound / lot)
+    low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], df=drawn.numel())
+    assert low < float(drawn.square().sum()) < high
+
+
+def test_noise_differs_from_call_to_call_whatever_the_seed(trainer: LocalTrainer) -> None:
+    settings = plan(noise=1.0, rate=0.0, lora=SMALL)
+    assert state_sha256(trainer.train(settings, {}, 0)) != state_sha256(trainer.train(settings, {}, 0))
+
+
+def test_steps_add_their_noise(trainer: LocalTrainer) -> None:
+    start = trainer.train(plan(steps=0), {}, 0)
+    trained = trainer.train(plan(noise=1.0, rate=0.0, steps=9), {}, 0)
+    drawn = (flat(trained) - flat(start)) / math.sqrt(9)
+    assert 0.97 < float(drawn.square().mean()) < 1.03
+
+
+def test_a_seeded_test_source_repeats_a_round(tiny_base: BaseModel, cohort: Manifest) -> None:
+    hashes = set()
+    for _ in range(2):
+        trainer = LocalTrainer(tiny_base, cohort, InsecureSeededRandom(1))
+        hashes.add(state_sha256(trainer.train(plan(noise=1.0, rate=0.5, steps=2, records=2, lora=SMALL), {}, 0)))
+        trainer.close()
+    assert len(hashes) == 1
+
+
+def test_records_are_capped(trainer: LocalTrainer, cohort: Manifest) -> None:
+    state = trainer.train(plan(records=1, bound=1e6), {}, 0)
+    assert set(state) == set(trainer.train(plan(steps=0), {}, 0))
+    assert state_sha256(state) != state_sha256(trainer.train(plan(records=1, bound=1e6), {}, 0))  # other records
+
+
+def test_moments_are_kept_within_a_run_and_dropped_between(trainer: LocalTrainer) -> None:
+    def second_round(run: str, keep: bool = True) -> str:
+        settings = plan("none", optimizer=replace(ADAM, keep_state=keep), lora=SMALL, run=run)
+        first = trainer.train(settings, {}, 0)
+        return state_sha256(trainer.train(settings, first, 0))
+
+    def after_other_run() -> str:
+        settings = plan("none", optimizer=ADAM, lora=SMALL, run="a")
+        first = trainer.train(settings, {}, 0)
+        return state_sha256(trainer.train(replace(settings, run="b"), first, 0))
+
+    kept, dropped = second_round("x"), second_round("y", keep=False)
+    assert kept != dropped
+    assert after_other_run() == dropped
+
+
+def test_a_failed_round_leaves_no_moments(trainer: LocalTrainer) -> None:
+    settings = plan("none", optimizer=ADAM, lora=SMALL, steps=2)
+    calls = iter([False, True])
+    with pytest.raises(FederationError, match="stopped"):
+        trainer.train(settings, {}, 0, should_stop=lambda: next(calls))
+    after = state_sha256(trainer.train(settings, {}, 0))
+    trainer.close()
+    assert after == state_sha256(trainer.train(settings, {}, 0))
+
+
+def test_frozen_tensors_follow_from_the_seed_and_are_checked(tiny_base: BaseModel, cohort: Manifest) -> None:
+    model = add_adapter(tiny_base.model, SMALL, 9)
+    frozen, travelling = adapter_state(model, ("lora_A",)), adapter_state(model, ("lora_B",))
+    model.unload()
+    trainer = LocalTrainer(tiny_base, cohort, SecureRandom())
+    settings = replace(plan(lora=SMALL, trainable=("lora_B",)), frozen_sha256=state_sha256(frozen))
+    assert set(trainer.train(settings, travelling, 9)) == set(travelling)
+    with pytest.raises(ModelError, match="init_seed"):
+        trainer.train(settings, travelling, 10)
+
+
+def test_another_adapter_shape_replaces_the_first(trainer: LocalTrainer) -> None:
+    small = trainer.train(plan(steps=0, lora=SMALL), {}, 0)
+    large = trainer.train(plan(steps=0), {}, 0)
+    assert len(small) < len(large)
+    assert state_sha256(trainer.train(plan(steps=0, lora=SMALL), {}, 0)) == state_sha256(small)
+
+
+def test_a_foreign_state_is_refused(trainer: LocalTrainer) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        trainer.train(plan(), {"nowhere.lora_A.weight": torch.zeros(2, 2)}, 0)
+
+
+def test_nobody_drawn_without_privacy_changes_nothing(trainer: LocalTrainer) -> None:
+    start = trainer.train(plan("none", steps=0), {}, 0)
+    assert state_sha256(trainer.train(plan("none", rate=0.0), {}, 0)) == state_sha256(start)
+
+
+def test_autocast_is_close_to_float32(trainer: LocalTrainer) -> None:
+    exact = trainer.train(plan(bound=0.1, lot=0.1), {}, 0)
+    start = trainer.train(plan(steps=0), {}, 0)
+    rough = trainer.train(plan(bound=0.1, lot=0.1, precision="bfloat16"), {}, 0)
+    moved = flat(exact) - flat(start)
+    assert float((flat(rough) - flat(exact)).norm()) < 0.2 * float(moved.norm())
+    assert {value.dtype for value in rough.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"lot": 0.0}, PrivacyError),
+        ({"mode": "maybe"}, PrivacyError),
+        ({"physical_batch": 0}, ModelError),
+        ({"precision": "float16"}, ModelError),
+        ({"optimizer": OptimizerSpec("lion", 0.1, 0.9, 0.0, True)}, ModelError),
+    ],
+)
+def test_a_plan_out_of_range_is_refused(change: dict[str, object], error: type[Exception]) -> None:
+    with pytest.raises(error, match="expected"):
+        plan(**change)  # type: ignore[arg-type]
+
+
+def test_examples_are_read_once(tiny_base: BaseModel, cohort: Manifest, tmp_path: Path) -> None:
+    class Counting(Manifest):
+        reads = 0
+
+        def images(self, example):  # type: ignore[no-untyped-def]
+            Counting.reads += 1
+            return super().images(example)
+
+    counting = Counting(cohort.folder, cohort.examples, cohort.sha256, 0)
+    LocalTrainer(tiny_base, counting, SecureRandom()).train(plan("none", steps=3, lora=SMALL), {}, 0)
+    assert Counting.reads == len(cohort.examples)
+
+
+def test_packing_keeps_patients_whole() -> None:
+    assert pack([[0, 1], [2], [3, 4, 5], [6]], 3) == [Group(((0, 1), (2,))), Group(((3, 4, 5),)), Group(((6,),))]
+    assert pack([], 3) == []
+    (large,) = pack([[1, 2, 3, 4, 5]], 2)
+    parts = list(chunks(large, 2))
+    assert [part.records for part in parts] == [[1, 2], [3, 4], [5]]
+    assert all(float(weight) == pytest.approx(0.2) for part in parts for weight in part.weight)
+    assert EVERYWHERE.parts  # the shared spec covers all parts
