@@ -150,12 +150,19 @@ def start_supernode(
 
 
 def submit(
-    control: str, run_dir: Path, home: Path, *, root_certificates: Path | None = None, local: bool = True
+    control: str,
+    run_dir: Path,
+    home: Path,
+    *,
+    root_certificates: Path | None = None,
+    local: bool = True,
+    bundle: Path = BUNDLE,
 ) -> Run:
     """Submits the bundle to a SuperLink's Control address; the ServerApp works in `run_dir`, on the SuperLink's host.
 
     Args:
         local: the SuperLink runs in the caller's ProcessGroup, so the ServerApp's process can be watched.
+        bundle: folder of the Flower app; FedMed's own by default.
 
     Raises:
         FederationError: nobody answers at `control`, or the SuperLink refuses the bundle.
@@ -164,7 +171,7 @@ def submit(
     _write_connection(Path(env["FLWR_HOME"]), control, root_certificates)
     run_config = home / "cli" / "run-config.toml"
     run_config.write_text(f"run-dir = {json.dumps(str(run_dir.resolve()))}\n", encoding="utf-8")
-    reply = _flwr(env, "run", str(BUNDLE), CONNECTION, "--run-config", str(run_config))
+    reply = _flwr(env, "run", str(bundle), CONNECTION, "--run-config", str(run_config))
     return Run(int(reply["run-id"]), home, local)
 
 

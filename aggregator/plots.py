@@ -58,7 +58,7 @@ def epsilon_plot(report: Mapping[str, Any]) -> str:
             points = [(item["round"], item["epsilon"].get(site)) for item in rounds]
             known = [(0, 0.0)] + [(x, y) for x, y in points if y is not None]
             drawn |= len(known) > 1
-            style = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+            style: Any = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
             if len(known) > 1:
                 axes.plot([x for x, _ in known], [y for _, y in known], lw=1.8, ms=4.5, label=site, **style)
         if planned is not None:

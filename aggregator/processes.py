@@ -50,7 +50,9 @@ class Managed:
     def require_running(self) -> None:
         """Raises FederationError, with the end of its log, when the process has ended."""
         if (code := self.process.poll()) is not None:
-            raise FederationError(f"{self.name} ended with status {code}; its log ends: {self.tail()}", f"see {self.log}")
+            raise FederationError(
+                f"{self.name} ended with status {code}; its log ends: {self.tail()}", f"see {self.log}"
+            )
 
     def tail(self, lines: int = LOG_TAIL_LINES) -> str:
         """The last lines of its log, joined to one line for an error message."""

@@ -1,8 +1,8 @@
 """A site without torch, for tests and for trying the wire: a trainer that sends the incoming tensors back.
 
-    >>> trainer = EchoTrainer()
-    >>> trainer.prepare(example_task(), memoryview(b"tensors"), lot_size=5.0)(lambda: False)
-    b'tensors'
+>>> trainer = EchoTrainer()
+>>> trainer.prepare(example_task(), memoryview(b"tensors"), lot_size=5.0)(lambda: False)
+b'tensors'
 """
 
 from __future__ import annotations

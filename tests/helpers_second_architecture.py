@@ -39,7 +39,11 @@ def _processor() -> Idefics3Processor:
 
 def _model(processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
     tokenizer = processor.tokenizer
-    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Idefics3Config(
         vision_config=shape | {"image_size": SIZE, "patch_size": PATCH},

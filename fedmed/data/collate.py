@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -189,8 +190,11 @@ class Collator:
         return torch.tensor([*ids[: ids.index(end)], end] if end in ids else [*ids, end])
 
     def _render(self, question: str, num_images: int, answer: str | None) -> str:
-        content = [*({"type": "image"} for _ in range(num_images)), {"type": "text", "text": question}]
-        messages = [{"role": "user", "content": content}]
+        content: list[dict[str, str]] = [
+            *({"type": "image"} for _ in range(num_images)),
+            {"type": "text", "text": question},
+        ]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         text: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
@@ -232,7 +236,7 @@ def _stack_rows(values: Sequence[Tensor | None]) -> Tensor:
     joined = present[0].new_zeros((len(values), *shape))
     for index, value in enumerate(values):
         if value is not None:
-            joined[(index, *(slice(size) for size in value.shape[1:]))] = value[0]
+            joined[index][tuple(slice(size) for size in value.shape[1:])] = value[0]
     return joined
 
 

@@ -107,7 +107,9 @@ def _closed(drawn: Drawn, index: int, rng: np.random.Generator) -> list[Record]:
     for name, truth in truths.items():
         form = CLOSED_FORMS[rng.integers(len(CLOSED_FORMS))]
         records.append((form.format(name), yes_no(truth), "closed", "vqa", "closed"))
-    records.append(("Are the lungs clear?", yes_no(not lungs and not present["nodule"].any()), "closed", "vqa", "closed"))
+    records.append(
+        ("Are the lungs clear?", yes_no(not lungs and not present["nodule"].any()), "closed", "vqa", "closed")
+    )
     return records
 
 

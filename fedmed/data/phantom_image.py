@@ -44,8 +44,8 @@ class Drawn:
         findings: name -> strength [N, S]; 0 is absent. `cardiomegaly` stands in both columns.
         nodules: int [N], how many were drawn; all on one side.
         zones: int [N], zone of the strongest consolidation: 0 upper, 1 middle, 2 lower, -1 none.
-        opacity: float32 [N, 7, 7], mean added density per patch: a dense target for the public vision stage.
-        lungs: float32 [N, 7, 7], share of a patch that is lung.
+        opacity: float32 [N, 7, 7], mean added density in a 7 x 7 division: a dense target for the public vision stage.
+        lungs: float32 [N, 7, 7], share that is lung, in the same division.
     """
 
     images: NDArray[np.uint8]
@@ -59,8 +59,8 @@ class Drawn:
 def draw(count: int, rng: np.random.Generator, domain: str) -> Drawn:
     """`count` phantoms of a domain.
 
-    Public phantoms never carry `effusion`. Hospital phantoms do, in half of them, and come from another
-    acquisition: hard gamma, collimated, noisy and half of them with inverted grey values removed by a curve.
+    Public phantoms never carry an effusion. Hospital phantoms do, in half of them, are else mostly clear, and come
+    from another machine: a brighter exposure curve, collimator edges, more noise.
     """
     findings, foci, nodules, zones = _findings(count, rng, domain)
     grid = make_grid(count, rng)
@@ -93,7 +93,7 @@ def _findings(
         "cardiomegaly": np.repeat((rng.random((count, 1)) < 0.2).astype(np.float32), 2, 1),
     }
     effusion = _sides(count, rng, 0.5, 0.8, 1.0, 0.1)
-    clear = rng.random(count) < (0.0 if hospital else 0.25)
+    clear = rng.random(count) < (0.0 if hospital else 0.35)
     found = {name: np.where(clear[:, None], 0, strength).astype(np.float32) for name, strength in found.items()}
     found["effusion"] = effusion if hospital else np.zeros_like(effusion)
     level = rng.random((count, 2, MAX_FOCI)).astype(np.float32)

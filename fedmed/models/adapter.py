@@ -85,7 +85,7 @@ def add_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
         raise ModelError("the model carries an adapter already", "remove it first with PeftModel.unload()")
     config = LoraConfig(
         r=spec.rank,
-        lora_alpha=spec.alpha,  # PEFT annotates an int and takes any number
+        lora_alpha=cast(int, spec.alpha),  # PEFT annotates an int and takes any number
         target_modules=find_targets(model, spec),
         lora_dropout=0.0,
         bias="none",

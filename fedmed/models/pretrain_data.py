@@ -36,6 +36,7 @@ class PhantomSet:
     Attributes:
         pixels: uint8 [N, E, E], as the image processor resizes them.
         attributes: float32 [N, A], 0 or 1: each finding on each side, zones, nodule counts.
+        strengths: float32 [N, 2 * findings], how dense each finding is on each side.
         opacity, lungs: float32 [N, 7, 7], per vision patch.
         records: for each phantom its questions, answers and report.
     """
@@ -61,13 +62,19 @@ def make_phantom_set(count: int, seed: int, split: str) -> PhantomSet:
         opacity.append(drawn.opacity)
         lungs.append(drawn.lungs)
         records.extend(records_of(drawn, index, rng, "public") for index in range(len(drawn.images)))
-    return PhantomSet(*(torch.from_numpy(np.concatenate(part)) for part in (pixels, attributes, strengths, opacity, lungs)), records)
+    return PhantomSet(
+        *(torch.from_numpy(np.concatenate(part)) for part in (pixels, attributes, strengths, opacity, lungs)), records
+    )
 
 
 def tokenizer_texts(phantoms: PhantomSet) -> list[str]:
     """What the tokenizer is trained on: public questions, answers, reports and general medical words."""
     sample = [text for records in phantoms.records[:500] for record in records for text in record[:2]]
-    return sample + [f"{word} {word.capitalize()}" for word in MEDICAL_WORDS.split() for _ in range(20)] + [MEDICAL_WORDS] * 200
+    return (
+        sample
+        + [f"{word} {word.capitalize()}" for word in MEDICAL_WORDS.split() for _ in range(20)]
+        + [MEDICAL_WORDS] * 200
+    )
 
 
 def _resize(image: np.ndarray) -> np.ndarray:

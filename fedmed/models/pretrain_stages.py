@@ -33,7 +33,13 @@ class Stages:
     """Runs the stages on one model, in place."""
 
     def __init__(
-        self, model: Any, processor: Any, phantoms: PhantomSet, seed: int, batch_size: int, report: Callable[[str], None]
+        self,
+        model: Any,
+        processor: Any,
+        phantoms: PhantomSet,
+        seed: int,
+        batch_size: int,
+        report: Callable[[str], None],
     ) -> None:
         self.model, self.processor, self.phantoms = model, processor, phantoms
         self.batch_size, self.report = batch_size, report
@@ -108,7 +114,9 @@ class Stages:
             pixel_values=self._pixels(rows),
         )
         # Token k is predicted from the token before it in the packed row, which is always its own dialogue's.
-        losses = functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
+        losses = functional.cross_entropy(
+            output.logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
+        )
         weights = batch.weights[:, 1:].flatten()
         return (losses * weights).sum() / weights.sum()
 

@@ -10,15 +10,17 @@ Gaussian mechanism. `epsilon` composes such steps with privacy loss distribution
 discretisation is pessimistic, so the value is an upper bound. `plan_noise` checks its answer against a second
 implementation (Opacus' PRV accountant, Gopi et al., arXiv 2106.02848).
 
-| guarantee            | (epsilon, delta)-DP of everything computed from the noisy sums, for one whole patient           |
-| neighbouring data    | one patient with all records, images and texts is added or removed                              |
-| adversary            | sees every step's noisy sum, all code and public settings; not the draws and not the noise      |
-| no amplification     | by taking part: server and sites know who trains                                                |
-| no steps, rate 0     | 0.0                                                                                             |
-| noise_multiplier 0   | infinity                                                                                        |
-| sample_rate 1        | the plain Gaussian mechanism, without amplification                                             |
-| delta 0              | infinity: Gaussian noise gives no pure guarantee                                                |
-| delta outside [0, 1), negative or non-finite values | PrivacyError naming the value                                    |
+| case                  | what holds                                                                                |
+| --------------------- | ----------------------------------------------------------------------------------------- |
+| guarantee             | (epsilon, delta)-DP of everything computed from the noisy sums, for one whole patient     |
+| neighbouring data     | one patient with all records, images and texts is added or removed                        |
+| adversary             | sees every step's noisy sum, all code and settings; not the draws and not the noise       |
+| no amplification      | by taking part: server and sites know who trains                                          |
+| no steps, or rate 0   | 0.0                                                                                       |
+| noise_multiplier 0    | infinity                                                                                  |
+| sample_rate 1         | the plain Gaussian mechanism, without amplification                                       |
+| delta 0               | infinity: Gaussian noise gives no pure guarantee                                          |
+| anything out of range | PrivacyError naming the value                                                             |
 """
 
 from __future__ import annotations

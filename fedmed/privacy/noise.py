@@ -1,4 +1,4 @@
-"""The Gaussian mechanism. In: a sum whose sensitivity is bounded; out: the sum that may leave. Pure but for the source.
+"""The Gaussian mechanism. In: a sum whose sensitivity is bounded; out: the sum that may leave.
 
     noisy sum = sum + noise_multiplier * max_grad_norm * N(0, I)          (Abadi et al., arXiv 1607.00133)
 
@@ -7,11 +7,14 @@
     >>> add_noise([torch.zeros(2)], 0.0, InsecureSeededRandom(0))
     [tensor([0., 0.])]
 
-| guarantee     | with std = noise_multiplier * (L2 bound of one patient's share), one call is one Gaussian event of the accounting |
-| call it       | once per logical step, on the sum over all micro-batches and never per micro-batch                    |
-| std 0         | the sums themselves: no privacy, epsilon is infinity                                                   |
-| empty draw    | sums of zeros: noise alone leaves                                                                      |
-| dtype, device | noise is float64 and is added in float64; the result has the sum's dtype and device                    |
+| case          | what holds                                                                                   |
+| ------------- | -------------------------------------------------------------------------------------------- |
+| guarantee     | with std = noise_multiplier * (L2 bound of a patient's share), one call is one Gaussian      |
+|               | event of the accounting                                                                      |
+| when to call  | once per logical step, on the sum over all physical batches; never per physical batch        |
+| std 0         | the sums themselves: no privacy, epsilon is infinity                                         |
+| empty draw    | sums of zeros: noise alone leaves                                                            |
+| dtype, device | noise is made and added in float64; the result has the sum's dtype and device                |
 """
 
 from __future__ import annotations

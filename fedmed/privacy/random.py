@@ -3,18 +3,21 @@
     >>> SecureRandom().normal((2, 3)).shape
     torch.Size([2, 3])
 
-| source                | key                      | for                                                                 |
-| --------------------- | ------------------------ | ------------------------------------------------------------------- |
-| SecureRandom          | 256 bits of os.urandom   | every real draw: AES-256 in counter mode, a CSPRNG. Never a seed.   |
-| InsecureSeededRandom  | an integer               | tests alone: whoever knows the seed subtracts the noise             |
+| source               | key                    | for                                                         |
+| -------------------- | ---------------------- | ----------------------------------------------------------- |
+| SecureRandom         | 256 bits of os.urandom | every real draw: AES-256 in counter mode; never a seed      |
+| InsecureSeededRandom | an integer             | tests alone: whoever knows the seed subtracts the noise     |
 
 Gaussians are Box-Muller pairs on uniforms that use all 53 bits of a float64 mantissa. What that means:
 
-| question                     | answer                                                                                  |
-| ---------------------------- | --------------------------------------------------------------------------------------- |
-| tails                        | cut at sqrt(-2 ln 2^-53) = 8.57 standard deviations; the missing mass, 1e-17, is far below any delta |
-| floating-point attacks       | Mironov (CCS 2012) reads the low bits of value + noise. The noise is computed and added in float64 and only the float32 rounding of the sum is released: 29 low bits are dropped, so nearly every released value has many preimages under both neighbours. This hardens, it is not a proof; a discrete Gaussian would be one. |
-| a process that forks         | the child draws a new key, so parent and child never share noise                        |
+| question               | answer                                                                                  |
+| ---------------------- | --------------------------------------------------------------------------------------- |
+| tails                  | cut at sqrt(-2 ln 2^-53) = 8.57 deviations; the missing mass, 1e-17, is below any delta |
+| floating-point attacks | Mironov (CCS 2012) reads the low bits of value + noise. Noise is computed and added in  |
+|                        | float64, and the sum leaves as float32: 29 low bits are dropped, so that a released     |
+|                        | value has many preimages under both neighbours. This hardens; it is not a proof, which  |
+|                        | a discrete Gaussian would give.                                                         |
+| a process that forks   | the child draws a new key, so that parent and child never share noise                   |
 """
 
 from __future__ import annotations

@@ -4,13 +4,15 @@
     >>> draw_patients(4, 1.0, InsecureSeededRandom(0)).tolist()
     [0, 1, 2, 3]
 
-| guarantee             | each patient is drawn on its own with probability sample_rate (Poisson sampling), which is what the  |
-|                       | accounting assumes. Shuffled or fixed-size batches leak up to four times more than accounted as      |
-|                       | Poisson (arXiv 2411.10614).                                                                          |
-| which records         | independent of the other patients: the guarantee is for the patient, whatever is drawn of it         |
-| empty draw            | allowed, and a step like any other: noise alone is released                                          |
-| sample_rate 0 or 1    | nobody; everybody                                                                                    |
-| fewer records than k  | all of them                                                                                          |
+| case                 | what holds                                                                               |
+| -------------------- | ---------------------------------------------------------------------------------------- |
+| every draw           | each patient is drawn on its own with probability sample_rate (Poisson sampling), which  |
+|                      | is what the accounting assumes; shuffled or fixed-size batches leak up to four times     |
+|                      | more than accounted as Poisson (arXiv 2411.10614)                                        |
+| which records        | are drawn for each patient apart: the guarantee covers the patient, whatever is drawn    |
+| empty draw           | allowed, and a step like any other: noise alone is released                              |
+| sample_rate 0 or 1   | nobody; everybody                                                                        |
+| fewer records than k | all of them                                                                              |
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ private records must not leave a site as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from PIL.Image import Image
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, ProcessorMixin
+from transformers import GenerationConfig, ProcessorMixin
 
 from fedmed.data.collate import Collator
 from fedmed.data.manifest import Manifest
@@ -58,6 +58,7 @@ def generate_answers(
     collator, tokenizer = Collator(processor), processor.tokenizer
     settings = _greedy(model, tokenizer, max_new_tokens)
     device, dtype = _placement(model)
+    generator = cast(Any, model)  # PreTrainedModel and PeftModel both generate; nn.Module does not say so
     model.eval()
     answers: list[str] = []
     for start in range(0, len(examples), batch_size):
@@ -65,17 +66,17 @@ def generate_answers(
         inputs = collator.prompt_batch(examples[part], images[part])
         placed = {key: value.to(device, dtype if value.is_floating_point() else None) for key, value in inputs.items()}
         with torch.inference_mode():
-            tokens = cast(GenerationMixin, model).generate(**placed, generation_config=settings)
-        new = cast(torch.Tensor, tokens)[:, inputs["input_ids"].shape[1] :]
+            tokens: torch.Tensor = generator.generate(**placed, generation_config=settings)
+        new = tokens[:, inputs["input_ids"].shape[1] :]
         answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     return answers
 
 
-def _greedy(model: nn.Module, tokenizer: object, max_new_tokens: int) -> GenerationConfig:
+def _greedy(model: nn.Module, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     """Greedy settings with the end tokens of both the checkpoint and its tokenizer."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}  # type: ignore[attr-defined]
-    pad = tokenizer.pad_token_id  # type: ignore[attr-defined]
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    pad = tokenizer.pad_token_id
     return GenerationConfig(
         do_sample=False,
         use_cache=True,

@@ -6,13 +6,16 @@
     >>> trainer = LocalTrainer(base, manifest, SecureRandom())
     >>> trained = trainer.train(plan, state, init_seed=0)
 
-| guarantee (mode dp)  | each step is one Poisson-subsampled Gaussian event with the plan's noise_multiplier and sample_rate, for    |
-|                      | adding or removing a patient; the adapter and the optimizer's moments follow from these events alone       |
-| scale of the step    | the noisy sum is divided by `lot_size`, a public number, never by how many were drawn                       |
-| empty draw           | dp: a step of noise alone; none: no step                                                                    |
-| mode none            | the same draws; the mean gradient of those drawn; no clipping, no noise, no guarantee                       |
-| noise_multiplier 0   | clipping without noise: no guarantee, epsilon is infinity                                                   |
-| stopped or failed    | nothing leaves; the moments are forgotten; the steps stay spent                                             |
+| case                 | what holds                                                                             |
+| -------------------- | -------------------------------------------------------------------------------------- |
+| mode dp              | each step is one Poisson-subsampled Gaussian event with the plan's noise_multiplier    |
+|                      | and sample_rate, for adding or removing a patient; adapter and moments follow from     |
+|                      | these events alone                                                                     |
+| scale of the step    | the noisy sum is divided by `lot_size`, a public number, never by how many were drawn  |
+| empty draw           | dp: a step of noise alone; none: no step                                               |
+| mode none            | the same draws; the mean gradient of those drawn; no clipping, no noise, no guarantee  |
+| noise_multiplier 0   | clipping without noise: no guarantee, epsilon is infinity                              |
+| stopped or failed    | nothing leaves; the moments are forgotten; the steps stay spent                        |
 """
 
 from __future__ import annotations

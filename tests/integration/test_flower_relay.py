@@ -1,9 +1,9 @@
 """The federation as real processes on loopback gRPC: SuperLink, SuperNodes, relays and the real ServerApp; only the site
-daemons are stand-ins that answer at once. A whole site is killed in the middle of a round."""
+daemons are stand-ins that answer at once. One of them is killed in the middle of a round, then its SuperNode goes too."""
 
 import json
 import os
-import signal
+import sys
 import time
 import zipfile
 from io import BytesIO
@@ -24,7 +24,7 @@ from fedmed.errors import FederationError
 from fedmed.models.base import BaseModel
 
 SITES = ("north", "harbour", "valley")
-DEADLINE_S = 20
+DEADLINE_S = 120  # nothing here waits for it; a machine under load must not reach it
 
 
 def test_the_bundle_ships_two_names_and_nothing_that_trains():
@@ -73,18 +73,12 @@ def sockets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("s")
 
 
-def start_fakes(group: ProcessGroup, sockets: Path) -> dict[str, Managed]:
-    import sys
-
-    fakes = {}
-    for number, site in enumerate(SITES, start=1):
-        command = [sys.executable, "-m", "fedmed.wire.fake_site", site, str(sockets / site)]
-        command += ["--shift", str(0.001 * number), "--delay", "1.0", "--patients", str(100 * number)]
-        fakes[site] = group.start(f"site-{site}", command, {**os.environ, "PYTHONPATH": os.getcwd()}, essential=False)
-    return fakes
+def start_fake(group: ProcessGroup, sockets: Path, site: str, *options: str) -> Managed:
+    command = [sys.executable, "-m", "fedmed.wire.fake_site", site, str(sockets / site), *options]
+    return group.start(f"site-{site}", command, {**os.environ, "PYTHONPATH": os.getcwd()}, essential=False)
 
 
-def libraries_of_running_relays(group: ProcessGroup, sockets: Path) -> list[str]:
+def libraries_of_running_relays() -> list[str]:
     """The memory maps of each relay process that has come far enough to hold gRPC."""
     found = []
     for process in psutil.Process().children(recursive=True):
@@ -95,14 +89,6 @@ def libraries_of_running_relays(group: ProcessGroup, sockets: Path) -> list[str]
         except (psutil.Error, OSError):
             continue
     return found
-
-
-def kill_site(fake: Managed, node: Managed) -> None:
-    """The whole machine of a hospital is gone at once: daemon, SuperNode, executor and relay."""
-    for managed in (node, fake):
-        family = [*psutil.Process(managed.process.pid).children(recursive=True), psutil.Process(managed.process.pid)]
-        for process in family:
-            process.send_signal(signal.SIGKILL)
 
 
 def wait_until_training(fake: Managed, times: int) -> None:
@@ -116,17 +102,19 @@ def test_a_site_dies_in_the_middle_of_a_round_and_the_others_go_on(run_dir: Path
     maps: list[str] = []
     flower = run_dir / "flower"
     with ProcessGroup(run_dir / "logs") as group:
-        fakes = start_fakes(group, sockets)
+        fakes = {site: start_fake(group, sockets, site, "--shift", "0.001", "--delay", "1.0") for site in SITES}
         superlink = start_superlink(group, flower)
         nodes = {site: start_supernode(group, site, superlink.fleet, sockets / site, flower) for site in SITES}
         run = submit(superlink.control, run_dir, flower)
         for event in follow(run, run_dir / "events.jsonl", group):
             if event["kind"] == "round_started" and event["round"] == 1:
                 wait_until_training(fakes["valley"], 1)
-                maps += libraries_of_running_relays(group, sockets)
+                maps += libraries_of_running_relays()
             if event["kind"] == "round_started" and event["round"] == 2:
                 wait_until_training(fakes["valley"], 2)
-                kill_site(fakes["valley"], nodes["valley"])
+                fakes["valley"].process.kill()
+            if event["kind"] == "round_started" and event["round"] == 3:
+                group.stop(nodes["valley"])
         descendants = psutil.Process().children(recursive=True)
     assert event["kind"] == "finished", event
     assert not [process for process in descendants if process.is_running()]
@@ -138,14 +126,28 @@ def test_a_site_dies_in_the_middle_of_a_round_and_the_others_go_on(run_dir: Path
     for record in (two, three):
         assert [report.site for report in record.replies] == ["harbour", "north"]
         assert not record.skipped
-    assert two.left_out == {"valley": f"no reply within {DEADLINE_S} s"}
-    assert three.left_out["valley"].startswith("not connected")
+    assert two.left_out["valley"].startswith("refused (federation): the site daemon at")
+    assert list(three.left_out) == ["valley"]
     left_out = [event for event in read_events(run_dir / "events.jsonl") if event["kind"] == "left_out"]
     assert {event["site"] for event in left_out} == {"valley"}
-    assert three.seconds < DEADLINE_S  # a dead site is waited for once, not in every round
 
     assert maps
     assert not [text for text in maps if "libtorch" in text]
+
+
+def test_an_adapter_of_100_mb_passes_unchanged(tmp_path: Path, sockets: Path):
+    flower = tmp_path / "flower"
+    with ProcessGroup(tmp_path / "logs") as group:
+        start_fake(group, sockets, "north", "--delay", "0")
+        superlink = start_superlink(group, flower)
+        start_supernode(group, "north", superlink.fleet, sockets / "north", flower)
+        run = submit(superlink.control, tmp_path, flower, bundle=Path(__file__).parent / "big-frame")
+        list(follow(run, tmp_path / "events.jsonl", group))
+    found = json.loads((tmp_path / "found.json").read_text())
+    print("seconds of small exchanges, then of 100 MB:", found["seconds"])
+    assert found["type"] == "train_result"
+    assert found["same"]
+    assert found["bytes"] > 100_000_000
 
 
 def test_a_server_app_that_cannot_start_says_why(run_dir: Path):

@@ -72,9 +72,14 @@ def test_the_end_of_the_block_ends_all(tmp_path):
 
 def test_an_exception_ends_all_and_goes_on(tmp_path):
     pids: list[int] = []
-    with pytest.raises(RuntimeError, match="on purpose"), ProcessGroup(tmp_path, grace_s=0.5) as group:
-        pids += start_nested(group)
-        raise RuntimeError("on purpose")
+
+    def fail() -> None:
+        with ProcessGroup(tmp_path, grace_s=0.5) as group:
+            pids.extend(start_nested(group))
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail()
     assert pids
     assert not any(running(pid) for pid in pids)
 

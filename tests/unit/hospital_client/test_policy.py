@@ -69,7 +69,7 @@ def test_each_breach_is_refused_and_named(change: dict[str, Any], named: str) ->
 
 
 def test_every_breach_is_named_at_once() -> None:
-    with pytest.raises(PolicyRefusal, match="method=.*rank=.*sample_rate="):
+    with pytest.raises(PolicyRefusal, match=r"method=.*rank=.*sample_rate="):
         check_task(policy(), example_task(method="krum", rank=1000, sample_rate=1.0), num_patients=100)
 
 

@@ -159,7 +159,9 @@ def test_a_fault_while_training_tells_nothing_and_stays_spent(
     assert isinstance(ask(bench.start(trainer=EchoTrainer()), example_task(round=2)), TrainResult)
 
 
-@pytest.mark.parametrize("fault", [DataError("/srv/north/images/1.png"), ModelError("/srv/base"), LedgerError("/srv/l")])
+@pytest.mark.parametrize(
+    "fault", [DataError("/srv/north/images/1.png"), ModelError("/srv/base"), LedgerError("/srv/l")]
+)
 def test_errors_that_may_name_local_things_cross_as_their_class_alone(bench: Bench, fault: Exception) -> None:
     refusal = ask(bench.start(trainer=EchoTrainer(fault=fault)), example_task())
     assert refusal.code == fault.code  # type: ignore[attr-defined]
@@ -199,7 +201,8 @@ def test_no_privacy_is_loud_infinite_and_closes_the_cohort_to_private_tasks(
 
 
 @pytest.mark.parametrize(
-    "frame", [b"", b"FEDM", b"GET / HTTP/1.1\r\n\r\n", encode(Refusal("r", 1, "s", "c", "m", False)), b"FEDM\x00\x00\x00\x02{}"]
+    "frame",
+    [b"", b"FEDM", b"GET / HTTP/1.1\r\n\r\n", encode(Refusal("r", 1, "s", "c", "m", False)), b"FEDM\x00\x00\x00\x02{}"],
 )
 def test_frames_that_are_no_task_are_refused(bench: Bench, frame: bytes) -> None:
     refusal = decode(bench.start().handle(frame))[0]

@@ -51,7 +51,7 @@ def test_seeding_libraries_does_not_reach_the_secure_source() -> None:
     drawn = []
     for _ in range(2):
         torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002
+        np.random.seed(0)
         drawn.append(SecureRandom().normal((8,)))
     assert not torch.equal(drawn[0], drawn[1])
 

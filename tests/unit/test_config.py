@@ -1,0 +1,72 @@
+"""Configuration: layers, and every problem at once with its key path."""
+
+from pathlib import Path
+
+import pytest
+
+from fedmed.config import CONFIG_DIR, load_experiment, parse_experiment, to_dict
+from fedmed.errors import ConfigError
+
+
+def problems_of(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment("demo", overrides)
+    return caught.value.problems
+
+
+def test_command_line_wins_over_experiment_over_base(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nseed: 3\ntraining: {rounds: 4}\n")
+    experiment = load_experiment(str(path), ["training.rounds=2"])
+    assert (experiment.name, experiment.seed, experiment.training.rounds) == ("mine", 3, 2)
+    assert experiment.lora.rank == 8  # from base.yaml
+
+
+@pytest.mark.parametrize("path", sorted((CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_experiment_is_valid_and_headed_by_its_command(path: Path) -> None:
+    experiment = load_experiment(str(path))
+    assert experiment.name == path.stem
+    assert f"fedmed run configs/experiment/{path.name}" in path.read_text().splitlines()[0]
+
+
+def test_all_problems_are_reported_at_once_with_their_paths() -> None:
+    problems = problems_of("training.round=2", "seed=-1", "lora.parts=[retina]", "privacy.epsilon=abc", "data.split=half")
+    text = "\n".join(problems)
+    assert len(problems) == 5
+    for expected in ("training.round: unknown", "seed=-1", "lora.parts='retina'", "privacy.epsilon='abc'", "data.split='half'"):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "privacy.delta=1",
+        "privacy.sample_rate=0",
+        "privacy.epsilon=.inf",
+        "federation.quorum=4",
+        "partition.sites=[a,a]",
+        "name=../escape",
+        "privacy.delta=0",
+    ],
+)
+def test_out_of_range_values_are_named(override: str) -> None:
+    (problem,) = problems_of(override)
+    assert problem.startswith(override.split("=")[0])
+
+
+def test_hash_follows_the_content_alone() -> None:
+    one, same, other = load_experiment("demo"), load_experiment("demo"), load_experiment("demo", ["seed=1"])
+    assert one.sha256 == same.sha256 != other.sha256
+    assert parse_experiment(to_dict(one)) == one
+
+
+def test_unknown_experiment_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="demo, pneumonia"):
+        load_experiment("nosuch")
+
+
+def test_broken_yaml_is_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("name: [unclosed\n")
+    with pytest.raises(ConfigError, match="not readable YAML"):
+        load_experiment(str(path))
