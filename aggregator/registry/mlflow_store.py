@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 PROBE_TIMEOUT_S = 3.0
 _MODEL_PATH = "model"
 _NOTE_TAG = "mlflow.note.content"
+# Without it MLflow's pages open in their GenAI view, which has no curves.
+_KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"
 _HINT = "start the store, or name another with --uri; the run is complete on disk: fedmed registry replay RUN"
 
 
@@ -144,7 +146,7 @@ class MlflowRegistry:
         # Without a location MLflow writes to ./mlruns of whatever folder the command was called from.
         location = (database.parent / "artifacts" / name).as_uri() if database else None
         note = "FedMed: one run per federation, from data to the published version. Open a run for its story."
-        return str(client.create_experiment(name, artifact_location=location, tags={_NOTE_TAG: note}))
+        return str(client.create_experiment(name, artifact_location=location, tags={_NOTE_TAG: note, _KIND_TAG: _KIND}))
 
 
 def _configure_mlflow() -> None:

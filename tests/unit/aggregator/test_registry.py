@@ -207,7 +207,7 @@ def test_a_store_that_is_down_is_an_error_within_seconds() -> None:
     started = time.monotonic()
     with pytest.raises(RegistryError, match="does not answer") as error:
         MlflowRegistry(f"http://user:secret@127.0.0.1:{free_port()}").versions("fedmed")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert "secret" not in error.value.message and "replay" in error.value.hint
 
 
@@ -215,7 +215,7 @@ def test_a_store_that_hangs_is_an_error_within_seconds(silent_server: str) -> No
     started = time.monotonic()
     with pytest.raises(RegistryError, match="does not answer"):
         MlflowRegistry(silent_server).versions("fedmed")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
 
 
 def test_a_database_that_cannot_be_opened_is_a_registry_error(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_a_reader_who_leaves_does_not_hold_the_model(client: OpenAI, engine: Eng
         next(iter(stream))
     started = time.monotonic()
     assert ask(client, picture()).choices
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 def test_a_changed_weight_is_not_loaded(model_folder: Path, tmp_path: Path) -> None:
@@ -296,4 +296,4 @@ def test_serve_as_a_process_says_when_it_is_ready_and_ends_cleanly(model_folder:
         client = OpenAI(base_url=line[3], api_key="none", max_retries=0)
         assert [model.id for model in client.models.list()] == ["fedmed@champion", "fedmed:1"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
