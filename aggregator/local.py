@@ -77,7 +77,8 @@ def _init_site(experiment: Experiment, folder: Path, site: str, socket: Path) ->
             f"site.base_models={{'{base}': '{base if base == 'fedmed-tiny' else checkpoint.resolve()}'}}",
             f"policy.base_models=[{checkpoint_sha256(checkpoint)}]",
         ]
-    command = [*_site_command("init"), str(folder), "--name", site, "--data", str(folder / "data"), "--socket", str(socket)]
+    command = [*_site_command("init"), str(folder), "--name", site]
+    command += ["--data", str(folder / "data"), "--socket", str(socket)]
     for item in settings:
         command += ["--set", item]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
 """Federated, alone and central training with the same privacy, on real chest X-rays.
 
     FEDMED_DATA_DIR=... python -m benchmarks.pneumonia --json                       # docs/benchmarks.md
-    FEDMED_DATA_DIR=... python -m benchmarks.pneumonia --split val --arms federated --seeds 0 training.rounds=5
+    FEDMED_DATA_DIR=... python -m benchmarks.pneumonia training.rounds=5 --split val --arms federated --seeds 0
 
 Arms: `federated` is the experiment as it stands; `alone` trains each hospital by itself for as many steps and reports
 the mean over the hospitals; `central` puts all patients into one place. All three are the same code with other sites.

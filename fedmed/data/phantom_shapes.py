@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 64
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # numbers, float32 where they become pixels
 
 
 @dataclass(frozen=True)

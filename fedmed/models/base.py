@@ -80,7 +80,9 @@ def load_base(name: str, *, device: str = "cpu", expected_sha256: str = "") -> B
 
 def _read(name: str, folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a daemon's log and a person's terminal have better things to show
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         processor = AutoProcessor.from_pretrained(folder, **options)

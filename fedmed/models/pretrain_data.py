@@ -63,7 +63,12 @@ def make_phantom_set(count: int, seed: int, split: str) -> PhantomSet:
         lungs.append(drawn.lungs)
         records.extend(records_of(drawn, index, rng, "public") for index in range(len(drawn.images)))
     return PhantomSet(
-        *(torch.from_numpy(np.concatenate(part)) for part in (pixels, attributes, strengths, opacity, lungs)), records
+        pixels=_join(pixels),
+        attributes=_join(attributes),
+        strengths=_join(strengths),
+        opacity=_join(opacity),
+        lungs=_join(lungs),
+        records=records,
     )
 
 
@@ -86,3 +91,7 @@ def _attributes(drawn: Drawn) -> np.ndarray:
     zones = drawn.zones[:, None] == np.arange(3)
     counts = drawn.nodules[:, None] >= np.arange(1, 4)
     return np.concatenate([*sides, zones, counts], 1).astype(np.float32)
+
+
+def _join(parts: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -135,7 +136,8 @@ def build_processor(texts: Iterable[str]) -> LlavaProcessor:
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
     """Model in bfloat16 safetensors, configuration, tokenizer, chat template, image processor."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(folder)
     model.float()
     processor.save_pretrained(folder)
     # safetensors writes for its owner alone; a shipped checkpoint is for every user of the machine.

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -70,7 +69,7 @@ def find_daemon(runs: Path, site: str) -> psutil.Process:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of three rounds in which one of the three hospitals dies in the second."""
     runs = tmp_path_factory.mktemp("runs")
     process = start_run(runs, "killed", "training.rounds=3")
@@ -81,7 +80,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, s
     finally:
         process.kill()
     assert process.returncode == 0, output
-    yield runs, output
+    return runs, output
 
 
 def test_report_has_what_it_promises(finished: tuple[Path, str]) -> None:
@@ -154,7 +153,7 @@ def test_no_patient_field_in_logs_or_reports(finished: tuple[Path, str]) -> None
         patients |= {json.loads(line)["patient"] for line in manifest.read_text().splitlines()}
     assert patients
     written = [path for path in folder.rglob("*") if path.suffix in (".log", ".json", ".html")]
-    written += [path for path in folder.glob("sites/*/*.jsonl")] + [folder / "events.jsonl"]
+    written += [*folder.glob("sites/*/*.jsonl"), folder / "events.jsonl"]
     text = output + "".join(path.read_text(errors="replace") for path in written)
     long_ids = [patient for patient in patients if len(patient) >= 6]
     assert not [patient for patient in long_ids if f'"{patient}"' in text or f" {patient} " in text]

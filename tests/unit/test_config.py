@@ -30,10 +30,18 @@ def test_every_shipped_experiment_is_valid_and_headed_by_its_command(path: Path)
 
 
 def test_all_problems_are_reported_at_once_with_their_paths() -> None:
-    problems = problems_of("training.round=2", "seed=-1", "lora.parts=[retina]", "privacy.epsilon=abc", "data.split=half")
+    problems = problems_of(
+        "training.round=2", "seed=-1", "lora.parts=[retina]", "privacy.epsilon=abc", "data.split=half"
+    )
     text = "\n".join(problems)
     assert len(problems) == 5
-    for expected in ("training.round: unknown", "seed=-1", "lora.parts='retina'", "privacy.epsilon='abc'", "data.split='half'"):
+    for expected in (
+        "training.round: unknown",
+        "seed=-1",
+        "lora.parts='retina'",
+        "privacy.epsilon='abc'",
+        "data.split='half'",
+    ):
         assert expected in text
 
 
