@@ -74,7 +74,8 @@ def open_site(experiment: Experiment, root: Path, examples: Sequence[Example]) -
         "max_rounds": str(experiment.training.rounds),
         "allow_no_privacy": str(privacy.mode == "none").lower(),
     }
-    folder = create_site(root, {"name": root.name, "data": "data", "socket": "unused.sock"}, policy)
+    settings = {"name": root.name, "data": "data", "socket": "unused.sock", "physical_batch": "256"}
+    folder = create_site(root, settings, policy)
     manifest: Manifest = load_manifest(folder.data)
     return Site(
         root.name,
