@@ -203,7 +203,8 @@ def follow(
                 return
         if ended:  # looked up before the events were read, so nothing it wrote can have been missed
             raise FederationError(
-                "the server app ended without finishing the run", "see superlink.log in the run's logs"
+                "the server app ended without finishing the run",
+                "is FedMed installed where the SuperLink runs? See server-app.log and superlink.log in the run's logs",
             )
         time.sleep(poll_s)
 
