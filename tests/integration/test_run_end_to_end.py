@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+WAIT_S = 300  # a machine that does other things at the same time
 SMALL = [
     "data.source=phantom",
     "data.train_patients=150",
@@ -35,8 +36,15 @@ def start_run(runs: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """Whatever a failed test left: SIGTERM, upon which `fedmed run` ends what it started."""
+    if process.poll() is None:
+        process.terminate()
+        process.wait(timeout=60)
+
+
 def wait_for_event(process: subprocess.Popen[str], events: Path, kind: str, **fields: object) -> None:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline and process.poll() is None:
         lines = events.read_text().splitlines() if events.exists() else []
         for event in (json.loads(line) for line in lines if line.endswith("}")):
@@ -70,15 +78,15 @@ def find_daemon(runs: Path, site: str) -> psutil.Process:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of three rounds in which one of the three hospitals dies in the second."""
+    """A run of two rounds in which one of the three hospitals dies in the second."""
     runs = tmp_path_factory.mktemp("runs")
-    process = start_run(runs, "killed", "training.rounds=3")
+    process = start_run(runs, "killed", "training.rounds=2")
     try:
         wait_for_event(process, runs / "killed" / "events.jsonl", "round_started", round=2)
         find_daemon(runs, "harbour").kill()
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=WAIT_S)
     finally:
-        process.kill()
+        end(process)
     assert process.returncode == 0, output
     return runs, output
 
@@ -91,7 +99,7 @@ def test_report_has_what_it_promises(finished: tuple[Path, str]) -> None:
     assert len(report["base_model"]["sha256"]) == 64
     assert {site["name"] for site in report["sites"]} == {"north", "harbour", "valley"}
     assert all(0 < site["epsilon"] <= 4 for site in report["sites"])
-    assert [item["round"] for item in report["rounds"]] == [1, 2, 3]
+    assert [item["round"] for item in report["rounds"]] == [1, 2]
     for item in report["rounds"]:
         assert 0 <= item["test_accuracy"] <= 1
         assert item["bytes_up"] > 0
@@ -105,9 +113,9 @@ def test_report_has_what_it_promises(finished: tuple[Path, str]) -> None:
 def test_a_killed_site_is_left_out_and_named(finished: tuple[Path, str]) -> None:
     runs, output = finished
     report = json.loads((runs / "killed" / "report.json").read_text())
-    assert [item["replies"] for item in report["rounds"]] == [3, 2, 2]
+    assert [item["replies"] for item in report["rounds"]] == [3, 2]
     joined = {site["name"]: site["rounds_joined"] for site in report["sites"]}
-    assert joined == {"north": 3, "harbour": 1, "valley": 3}
+    assert joined == {"north": 2, "harbour": 1, "valley": 2}
     events = [json.loads(line) for line in (runs / "killed" / "events.jsonl").read_text().splitlines()]
     assert any(event["kind"] == "left_out" and event["site"] == "harbour" for event in events)
     assert "harbour" in output
@@ -166,7 +174,7 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     finally:
-        process.kill()
+        end(process)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert left_running(tmp_path) == []
