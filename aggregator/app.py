@@ -80,8 +80,8 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
     from fedmed.models.base import load_base
     from fedmed.training.evaluate import evaluate
 
-    # The sites of a local federation train on the same processors; leave them some.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    # Sites wait while a round is scored, so that even a local federation leaves all cores to the scoring.
+    torch.set_num_threads(os.cpu_count() or 1)
     experiment = read_experiment(run_dir)
     settings, lora = experiment.evaluation, experiment.lora
     base = load_base(experiment.base_model.name, device=experiment.device, expected_sha256=experiment.base_model.sha256)

@@ -10,8 +10,10 @@ registry that is down costs nothing but a retry.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,8 @@ def run_experiment(experiment: Experiment, runs_dir: Path, console: Console, *, 
     run = {"key": prepare.new_run_key(experiment), "data_source": data.source, "notes": list(data.notes)}
     prepare.write_json(folder / "run.json", run)
     for note in data.notes:
-        console.print(f"data: {note}", highlight=False)
+        console.print(f"data: {note}", highlight=False, soft_wrap=True)
+    threading.Thread(target=_warm_up, args=(experiment, runs_dir), daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="fedmed-") as sockets, ProcessGroup(folder / "logs") as processes:
         address = superlink or start_local_federation(experiment, folder, Path(sockets), processes)
         _follow_rounds(experiment, folder, address, processes, console, local=not superlink)
@@ -82,6 +85,12 @@ def conclude_run(folder: Path, console: Console) -> dict[str, Any]:
         registry.attach(version, [folder / "report.json", folder / "report.html"])
     print_summary(report, folder, console)
     return report
+
+
+def _warm_up(experiment: Experiment, runs_dir: Path) -> None:
+    """Import MLflow and open the store while the hospitals train: seconds that somebody would wait for afterwards."""
+    with contextlib.suppress(RegistryError):  # a store that is down is told when it is needed
+        open_registry(experiment.registry.uri, runs_dir).versions(experiment.registry.name)
 
 
 def _follow_rounds(
