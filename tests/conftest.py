@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from fedmed.data.phantom import phantom_examples
 from fedmed.models.base import BaseModel
 from fedmed.models.tiny import build_model, build_processor
 
+# A test run in a shell's background has SIGINT ignored and would hand that on to every process it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(Path(__file__).parent))  # tests/helpers_*.py: importlib mode does not put them on the path
 
 
