@@ -1,6 +1,6 @@
 """The ServerApp: takes the run's folder from Flower's run config, loads what the round loop needs, and runs it.
 
-    run-dir/experiment.json, run-dir/public/ -> base model, initial adapter -> run_federation -> rounds/, events.jsonl
+    run-dir/experiment.json, run-dir/public/ -> base model, initial adapter -> run_federation -> rounds/, model/, events.jsonl
 
 Flower hides a ServerApp's output, so what went wrong is written to run-dir: one event `failed` for people, and
 logs/server-app.log with the traceback for whoever mends it.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +52,7 @@ def serve(run_dir: Path, exchange: Exchange) -> None:
     log.addHandler(handler)
     try:
         run(run_dir, exchange, events)
+        events.emit("finished")
     except FedMedError as error:
         log.exception("the run failed")
         events.emit("failed", message=error.message, hint=error.hint)
@@ -68,9 +68,8 @@ def serve(run_dir: Path, exchange: Exchange) -> None:
 
 
 def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
-    """Loads the base model and the public test set and runs all rounds."""
-    import torch
-
+    """Loads the base model and the public test set, runs all rounds, and leaves the merged model in the run's folder."""
+    from aggregator.publish import build_model
     from aggregator.rounds import RoundStore
     from aggregator.strategy import run_federation
     from fedmed.data.manifest import load_manifest
@@ -80,8 +79,6 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
     from fedmed.models.base import load_base
     from fedmed.training.evaluate import evaluate
 
-    # Sites wait while a round is scored, so that even a local federation leaves all cores to the scoring.
-    torch.set_num_threads(os.cpu_count() or 1)
     experiment = read_experiment(run_dir)
     settings, lora = experiment.evaluation, experiment.lora
     base = load_base(experiment.base_model.name, device=experiment.device, expected_sha256=experiment.base_model.sha256)
@@ -102,6 +99,8 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
 
     store = RoundStore(run_dir / "rounds")
     run_federation(experiment, exchange, store, score_adapter, events, initial, base.sha256)
+    model.unload()
+    build_model(run_dir, experiment, base)  # here, where torch and the base model are loaded
 
 
 def read_experiment(run_dir: Path) -> Experiment:

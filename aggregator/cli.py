@@ -53,7 +53,10 @@ def run(
 @app.command()
 def resume(run_folder: Annotated[Path, typer.Argument(help="runs/NAME")]) -> None:
     """Build, publish, serve and report again from the committed rounds of a run (after a fault at the end)."""
-    from aggregator.run import conclude_run
+    from aggregator.prepare import read_run
+
+    read_run(run_folder.resolve())  # a wrong folder is told before anything large is imported
+    from aggregator.conclude import conclude_run
 
     conclude_run(run_folder.resolve(), Console())
 
@@ -78,7 +81,9 @@ def serve(
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Serve a registered version through an OpenAI-compatible API."""
-    from aggregator.registry import open_registry
+    from aggregator.registry import open_registry, parse_reference
+
+    parse_reference(reference)  # a mistake is told before anything large is imported
     from aggregator.serving import serve as serve_model
 
     serve_model(reference, open_registry(uri, runs_dir.resolve()), host=host, port=port, device=device)

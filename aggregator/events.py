@@ -13,7 +13,7 @@
 | reply           | round, site, epsilon, seconds              | a site's result was folded in         |
 | left_out        | round, site, reason                        | a site takes no part in this round    |
 | round_committed | round, accuracy, replies, skipped, seconds | the round is on disk                  |
-| finished        | ------------------------------------------ | every round is on disk                |
+| finished        | ------------------------------------------ | rounds and merged model are on disk   |
 | failed          | message, hint                              | the run ended early                   |
 """
 

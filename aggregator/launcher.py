@@ -41,7 +41,7 @@ CONNECTION = "fedmed"
 SERVER_APP = "flwr-serverapp"
 SUPERLINK = "superlink"
 LOOPBACK = "127.0.0.1"
-TASK_POLL_S = 0.1
+TASK_POLL_S = 0.25
 START_TIMEOUT_S = 60.0
 
 
@@ -218,10 +218,10 @@ class _ServerAppWatch:
         self._next = time.monotonic()
 
     def has_ended(self) -> bool:
+        if time.monotonic() < self._next:  # looking at all processes costs more than reading events
+            return False
         if self._group is not None and self._run.local:
             self._group.check()  # a site that is gone is left out by the round loop, and named
-        if time.monotonic() < self._next:
-            return False
         if self._group is None or not self._run.local:
             self._next = time.monotonic() + 5.0
             return run_status(self._run).startswith("finished")

@@ -13,7 +13,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator.launcher import start_superlink, start_supernode
@@ -30,26 +31,62 @@ PHYSICAL_BATCH = 256
 MIN_PATIENTS = 2
 
 
-def start_local_federation(experiment: Experiment, folder: Path, sockets: Path, processes: ProcessGroup) -> str:
-    """Start daemons, SuperLink and SuperNodes for the sites under `folder/sites`; returns the control address.
+@dataclass(frozen=True, slots=True)
+class LocalFederation:
+    """What was started here. `control` is where runs are submitted."""
+
+    control: str
+    daemons: Mapping[str, Managed]
+    processes: ProcessGroup
+
+    def wait_until_ready(self) -> None:
+        """Returns when every hospital's daemon has its model loaded.
+
+        Raises:
+            FederationError: a process died or did not get ready; its log's last lines are in the message.
+        """
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        waiting = dict(self.daemons)
+        while waiting:
+            self.processes.check()
+            for item in waiting.values():
+                item.require_running()
+            waiting = {site: item for site, item in waiting.items() if " ready " not in item.log.read_text()}
+            if waiting and time.monotonic() > deadline:
+                raise FederationError(
+                    f"the site daemons of {', '.join(waiting)} are not ready after {READY_TIMEOUT_S:.0f} s",
+                    f"see {next(iter(waiting.values())).log}",
+                )
+            time.sleep(0.2)
+
+
+def start_local_federation(
+    experiment: Experiment, folder: Path, sockets: Path, processes: ProcessGroup
+) -> LocalFederation:
+    """Start daemons, SuperLink and SuperNodes for the sites under `folder/sites`; does not wait for the daemons.
 
     Args:
         sockets: a short folder for the unix sockets, whose paths are limited to about 100 bytes.
 
     Raises:
-        FederationError: a process died or did not get ready; its log's last lines are in the message.
-        ConfigError, DataError, ModelError: as the hospital's own programs found.
+        FederationError: a site cannot be set up, as `fedmed-site init` says, or the SuperLink does not start.
+        ModelError: the base model's checkpoint cannot be read.
     """
-    daemons: dict[str, Managed] = {}
-    for site in experiment.partition.sites:
-        _init_site(experiment, folder / "sites" / site, site, sockets / f"{site}.sock")
-        command = [*_site_command("start"), str(folder / "sites" / site)]
-        daemons[site] = processes.start(f"site-{site}", command, _share_of_cores(experiment), essential=False)
+    names = experiment.partition.sites
+    _init_sites({site: _init_command(experiment, folder / "sites" / site, site, sockets) for site in names})
+    daemons = {
+        site: processes.start(
+            f"site-{site}",
+            [*_site_command("start"), str(folder / "sites" / site)],
+            _share_of_cores(experiment),
+            essential=False,
+        )
+        for site in names
+    }
     superlink = start_superlink(processes, folder / "flower")
-    for site in experiment.partition.sites:
-        start_supernode(processes, site, superlink.fleet, sockets / f"{site}.sock", folder / "flower")
-    _wait_until_ready(daemons, processes)
-    return superlink.control
+    for site in names:
+        start_supernode(processes, site, superlink.fleet, _socket(sockets, site), folder / "flower")
+    return LocalFederation(superlink.control, daemons, processes)
 
 
 def _share_of_cores(experiment: Experiment) -> dict[str, str]:
@@ -58,7 +95,19 @@ def _share_of_cores(experiment: Experiment) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
 
-def _init_site(experiment: Experiment, folder: Path, site: str, socket: Path) -> None:
+def _init_sites(commands: Mapping[str, Sequence[str]]) -> None:
+    """Run every hospital's `fedmed-site init`, side by side."""
+    started = {
+        site: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for site, command in commands.items()
+    }
+    said = {site: process.communicate()[0].strip() for site, process in started.items()}
+    for site, process in started.items():
+        if process.returncode:
+            raise FederationError(f"site {site} cannot be set up: {said[site]}")
+
+
+def _init_command(experiment: Experiment, folder: Path, site: str, sockets: Path) -> Sequence[str]:
     """`fedmed-site init` with a policy that allows this experiment and no more privacy loss than it plans."""
     base = experiment.base_model.name
     checkpoint = checkpoint_path(base)
@@ -82,29 +131,15 @@ def _init_site(experiment: Experiment, folder: Path, site: str, socket: Path) ->
             f"policy.base_models=[{checkpoint_sha256(checkpoint)}]",
         ]
     command = [*_site_command("init"), str(folder), "--name", site]
-    command += ["--data", str(folder / "data"), "--socket", str(socket)]
+    command += ["--data", str(folder / "data"), "--socket", str(_socket(sockets, site))]
     for item in settings:
         command += ["--set", item]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise FederationError(f"site {site} cannot be set up: {done.stderr.strip() or done.stdout.strip()}")
+    return command
 
 
 def _site_command(command: str) -> Sequence[str]:
     return [sys.executable, "-m", "hospital_client.cli", command]
 
 
-def _wait_until_ready(daemons: dict[str, Managed], processes: ProcessGroup) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    waiting = dict(daemons)
-    while waiting:
-        processes.check()
-        for item in waiting.values():
-            item.require_running()
-        waiting = {site: item for site, item in waiting.items() if " ready " not in item.log.read_text()}
-        if waiting and time.monotonic() > deadline:
-            raise FederationError(
-                f"the site daemons of {', '.join(waiting)} are not ready after {READY_TIMEOUT_S:.0f} s",
-                f"see {next(iter(waiting.values())).log}",
-            )
-        time.sleep(0.1)
+def _socket(sockets: Path, site: str) -> Path:
+    return sockets / f"{site}.sock"

@@ -16,11 +16,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fedmed.config import Experiment, to_dict
+from fedmed.config import Experiment, parse_experiment, to_dict
 from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.partition import partition
 from fedmed.data.sources import load_source
+from fedmed.errors import FederationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,19 @@ def write_data(experiment: Experiment, folder: Path, *, with_sites: bool = True)
         parts = partition(source.train, rule.sites, rule.scheme, rule.field, rule.alpha, experiment.seed)
         sites = {site: write_manifest(folder / "sites" / site / "data", part) for site, part in parts.items()}
     return PreparedData(sites, public, source.name, source.notes)
+
+
+def read_run(folder: Path) -> tuple[Experiment, dict[str, Any]]:
+    """A run's resolved configuration and run.json. Raises FederationError when the folder is not one of a run."""
+    try:
+        experiment = parse_experiment(json.loads((folder / "experiment.json").read_text()))
+        run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    except FileNotFoundError as error:
+        raise FederationError(
+            f"{folder} is not a run folder: {error.filename} is missing",
+            "name one that `fedmed run` made, such as runs/demo",
+        ) from None
+    return experiment, run
 
 
 def write_json(path: Path, value: object) -> None:

@@ -28,13 +28,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedmed.errors import FederationError
 from fedmed.messages import sha256_hex
 from fedmed.metrics.scores import Scores
-from fedmed.models.adapter import State, decode_state, encode_state
 
+if TYPE_CHECKING:
+    from fedmed.models.adapter import State
+
+# Adapters are decoded with torch, which takes seconds to import: reading records alone does not need it.
 ADAPTER_FILE = "adapter.safetensors"
 RECORD_FILE = "round.json"
 
@@ -132,6 +135,8 @@ class RoundStore:
         Raises:
             FederationError: the round is not there, or its bytes are not those that were committed.
         """
+        from fedmed.models.adapter import decode_state
+
         record = self._record(number)
         if record is None:
             raise FederationError(f"round {number} is not in {self.folder}")
@@ -149,6 +154,8 @@ class RoundStore:
         Raises:
             FederationError: it is committed already, is not the next round, or the disk does not take it.
         """
+        from fedmed.models.adapter import encode_state
+
         last = self.last()
         expected = 0 if last is None else last.round + 1
         if record.round != expected:

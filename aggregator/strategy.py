@@ -67,7 +67,6 @@ def run_federation(
         federation.roster.join()
     for number in range(done + 1, rounds + 1):
         state = federation.run_round(number, state)
-    events.emit("finished")
 
 
 @dataclass

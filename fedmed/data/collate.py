@@ -114,15 +114,20 @@ class Collator:
             prompt = self._encode_prompt(question, images)
         return _split(prompt, answer)
 
+    def encode_all(self, examples: Sequence[Example], images: Sequence[Sequence[Image]]) -> list[Encoded]:
+        """As `encode` of each, with one call of the processor for all where it lays images out one a row."""
+        together = self._encode_together(examples, images) if len(examples) > 1 and all(images) else None
+        return together or [self.encode(example, own) for example, own in zip(examples, images, strict=True)]
+
     def train_batch(self, examples: Sequence[Example], images: Sequence[Sequence[Image]]) -> Batch:
         """Examples with their pictures as one right-padded batch."""
-        return self.join([self.encode(example, own) for example, own in zip(examples, images, strict=True)])
+        return self.join(self.encode_all(examples, images))
 
     def prompt_batch(self, examples: Sequence[Example], images: Sequence[Sequence[Image]]) -> dict[str, Tensor]:
         """Prompts alone, left padded, as `generate` takes them. Raises DataError when one does not fit."""
         with_images = sum(bool(own) for own in images)
         if with_images not in (0, len(examples)):  # not every processor takes examples without images among others
-            return self.join_prompts([self.encode(example, own) for example, own in zip(examples, images, strict=True)])
+            return self.join_prompts(self.encode_all(examples, images))
         texts = [
             self._render(self._clean(example.question), len(own), None)
             for example, own in zip(examples, images, strict=True)
@@ -157,6 +162,28 @@ class Collator:
             extras = [_extend(item.token_extras[key], len(text)) for item, text in zip(items, texts, strict=True)]
             inputs[key] = _pad(extras, length, 0, left=left)
         return inputs | _join_vision([item.vision for item in items])
+
+    def _encode_together(self, examples: Sequence[Example], images: Sequence[Sequence[Image]]) -> list[Encoded] | None:
+        """None where the result cannot be taken apart by example, or one of them has to be shortened."""
+        texts = [
+            self._render(self._clean(example.question), len(own), None)
+            for example, own in zip(examples, images, strict=True)
+        ]
+        prompts = self._process(texts, images)
+        mask, pixels = prompts.pop("attention_mask").bool(), prompts.get("pixel_values")
+        rows = [len(own) for own in images]
+        if pixels is None or pixels.dim() != 4 or len(pixels) != sum(rows):
+            return None
+        parts = {
+            key: [line[keep].unsqueeze(0) for line, keep in zip(value, mask, strict=True)]
+            if value.shape == mask.shape
+            else [part.clone() for part in value.split(rows)]
+            for key, value in prompts.items()
+        }
+        answers = [self._encode_answer(example, count) for example, count in zip(examples, rows, strict=True)]
+        alone = [{key: values[index] for key, values in parts.items()} for index in range(len(examples))]
+        encoded = [_split(prompt, answer) for prompt, answer in zip(alone, answers, strict=True)]
+        return encoded if max(item.length for item in encoded) <= self._max_length else None
 
     def _encode_prompt(self, question: str, images: Sequence[Image]) -> dict[str, Tensor]:
         return self._process([self._render(question, len(images), None)], [images] if images else [])

@@ -10,7 +10,7 @@ gradients are added up before clipping.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,20 +72,21 @@ class EncodedExamples:
 
     def batch(self, records: Sequence[int]) -> Batch:
         """A right-padded training batch of these records."""
-        return self._collator.join([self.encoded(record) for record in records])
+        items = {record: self._kept[record] for record in records if record in self._kept}
+        if missing := [record for record in records if record not in items]:
+            examples = [self._manifest.examples[record] for record in missing]
+            images = [self._manifest.images(example) for example in examples]
+            items |= zip(missing, self._collator.encode_all(examples, images), strict=True)
+            self._keep({record: items[record] for record in missing})
+        return self._collator.join([items[record] for record in records])
 
     def text_size(self, record: int) -> int:
         """A cheap guide to a record's length: characters of its texts."""
         example = self._manifest.examples[record]
         return len(example.question) + len(example.answer)
 
-    def encoded(self, record: int) -> Encoded:
-        """One record as tensors."""
-        if record in self._kept:
-            return self._kept[record]
-        example = self._manifest.examples[record]
-        item = self._collator.encode(example, self._manifest.images(example))
-        if item.num_bytes <= self._room:
-            self._room -= item.num_bytes
-            self._kept[record] = item
-        return item
+    def _keep(self, items: Mapping[int, Encoded]) -> None:
+        for record, item in items.items():
+            if item.num_bytes <= self._room:
+                self._room -= item.num_bytes
+                self._kept[record] = item

@@ -294,7 +294,7 @@ def test_events_tell_the_story(run):
     run.go()
     kinds = [event["kind"] for event in read_events(run.folder / "events.jsonl")]
     assert kinds[0] == "zero_shot"
-    assert kinds[-1] == "finished"
+    assert kinds[-1] == "round_committed"
     assert kinds.count("joined") == 3
     assert kinds.count("reply") == 6
     assert kinds.index("round_started") < kinds.index("reply") < kinds.index("round_committed")

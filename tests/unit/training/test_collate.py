@@ -63,6 +63,23 @@ def test_prompts_are_left_padded(tiny_base: BaseModel, images: list[int]) -> Non
     assert ("pixel_values" in inputs) == any(images)
 
 
+@pytest.mark.parametrize("max_length", [512, 110])
+def test_encoding_together_is_encoding_each(tiny_base: BaseModel, max_length: int) -> None:
+    """Whatever the lengths, image counts and cuts; and what is kept of one example does not hold the others' memory."""
+    examples = [
+        record(0, 1, 1),
+        record(0, 2, 2, "The heart is normal."),
+        replace(record(0, 4, 1), question="No? " * 30),
+    ]
+    images = [pictures(example) for example in examples]
+    collator = Collator(tiny_base.processor, max_length)
+    for one, other in zip(collator.encode_all(examples, images), map(collator.encode, examples, images), strict=True):
+        assert torch.equal(one.prompt, other.prompt) and torch.equal(one.answer, other.answer)
+        assert one.rows == other.rows and one.vision.keys() == other.vision.keys()
+        assert all(torch.equal(one.vision[key], other.vision[key]) for key in one.vision)
+        assert sum(value.untyped_storage().nbytes() for value in one.vision.values()) <= one.num_bytes
+
+
 def test_a_long_question_is_cut_and_the_answer_kept(tiny_base: BaseModel) -> None:
     example = replace(record(0, 1, 1, "The heart is normal."), question="Is there an opacity? " * 60)
     encoded = Collator(tiny_base.processor, 160).encode(example, pictures(example))

@@ -1,0 +1,50 @@
+"""The second half of `fedmed run`, and all of `fedmed resume`: from committed rounds on disk to an answer and a report.
+
+    merged model (made by the ServerApp, or again here) -> register -> serve -> ask -> report.json, report.html
+
+It reads the run's folder alone, so it can be done again: a registry that is down costs nothing but a retry.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from aggregator.ask import ask_served_model
+from aggregator.live import print_summary
+from aggregator.prepare import read_run, write_json
+from aggregator.processes import ProcessGroup
+from aggregator.publish import build_model, publish
+from aggregator.registry import open_registry
+from aggregator.report import build_report, write_html
+from fedmed.errors import RegistryError
+
+
+def conclude_run(folder: Path, console: Console) -> dict[str, Any]:
+    """Merge, register, serve, ask and report from the committed rounds in `folder`."""
+    started = time.monotonic()
+    experiment, run = read_run(folder)
+    console.print("registering, serving and asking the merged model", highlight=False)
+    build_model(folder, experiment)
+    version = None
+    registry = open_registry(experiment.registry.uri, folder.parent)
+    try:
+        version = publish(folder, registry)
+    except RegistryError as error:
+        console.print(f"warning: {error.message}; the run is complete on disk", style="yellow", highlight=False)
+        console.print(f"  hint: when the registry is back: fedmed registry replay {folder}", highlight=False)
+    served = None
+    if version is not None:
+        with ProcessGroup(folder / "logs") as processes:
+            served = ask_served_model(folder, experiment, version, processes)
+    wall_s = run.get("federation_s", 0.0) + time.monotonic() - started
+    report = build_report(folder, experiment, version=version, served=served, wall_s=wall_s)
+    write_json(folder / "report.json", report)
+    write_html(report, folder / "report.html")
+    if version is not None:
+        registry.attach(version, [folder / "report.json", folder / "report.html"])
+    print_summary(report, folder, console)
+    return report
