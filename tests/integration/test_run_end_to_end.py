@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from aggregator.launcher import executable, flower_env, free_port, free_ports
+from aggregator.processes import Managed, ProcessGroup
 
 WAIT_S = 300  # a machine that does other things at the same time
 SMALL = [
@@ -34,6 +38,23 @@ def start_run(runs: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
         text=True,
         env=environment,
     )
+
+
+def fedmed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "aggregator.cli", *arguments], capture_output=True, text=True)
+
+
+def start_hospital(group: ProcessGroup, root: Path, name: str, fleet: str) -> Managed:
+    """`fedmed-site init` and `start`, and its SuperNode; returns the daemon."""
+    site, socket = root / name, root / f"{name}.sock"
+    command = [sys.executable, "-m", "hospital_client.cli"]
+    data = root / "data" / "sites" / name / "data"
+    made = [*command, "init", str(site), "--name", name, "--data", str(data), "--socket", str(socket)]
+    subprocess.run(made, check=True, capture_output=True)
+    node = [executable("flower-supernode"), "--insecure", "--grpc-rere", "--superlink", fleet]
+    node += ["--port", str(free_port()), "--node-config", f'site-socket="{socket}"']
+    group.start(f"node-{name}", node, flower_env(root / f"node-{name}"))
+    return group.start(name, [*command, "start", str(site)])
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -165,6 +186,41 @@ def test_no_patient_field_in_logs_or_reports(finished: tuple[Path, str]) -> None
     text = output + "".join(path.read_text(errors="replace") for path in written)
     long_ids = [patient for patient in patients if len(patient) >= 6]
     assert not [patient for patient in long_ids if f'"{patient}"' in text or f" {patient} " in text]
+
+
+def test_resume_does_the_second_half_again(finished: tuple[Path, str]) -> None:
+    """A run whose end was lost: the merged model and the reports are made again, and no second version of them."""
+    runs, _ = finished
+    folder = runs / "killed"
+    before = json.loads((folder / "report.json").read_text())
+    shutil.rmtree(folder / "model")
+    (folder / "report.json").unlink()
+    done = fedmed("resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    after = json.loads((folder / "report.json").read_text())
+    assert after["registry"]["version"] == before["registry"]["version"]
+    assert after["final_accuracy"] == before["final_accuracy"]
+    assert after["served"]["answer"]
+
+
+def test_sites_started_by_hand(tmp_path: Path) -> None:
+    """The README's commands: hospitals and SuperLink are there already, and still there when the run has ended."""
+    names = ["north", "valley"]
+    overrides = [*SMALL, "name=joined", f"partition.sites=[{','.join(names)}]", "training.rounds=1"]
+    assert fedmed("data", "split", "demo", str(tmp_path / "data"), *overrides).returncode == 0
+    fleet, control = (f"127.0.0.1:{port}" for port in free_ports(2))
+    with ProcessGroup(tmp_path / "logs") as group:
+        link = [executable("flower-superlink"), "--insecure", "--fleet-api-type", "grpc-rere"]
+        link += ["--fleet-api-address", fleet, "--port", control.rpartition(":")[2]]
+        started = [group.start("superlink", link, flower_env(tmp_path / "link"))]
+        started += [start_hospital(group, tmp_path, name, fleet) for name in names]
+        done = fedmed("run", "demo", *overrides, "--superlink", control, "--runs-dir", str(tmp_path / "runs"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert all(item.process.poll() is None for item in started)
+    report = json.loads((tmp_path / "runs" / "joined" / "report.json").read_text())
+    assert {site["name"] for site in report["sites"]} == set(names)
+    assert [item["replies"] for item in report["rounds"]] == [2]
+    assert not (tmp_path / "runs" / "joined" / "sites").exists()
 
 
 def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
