@@ -47,6 +47,9 @@ def run_experiment(experiment: Experiment, runs_dir: Path, console: Console, *, 
     prepare.write_json(folder / "run.json", run)
     for note in data.notes:
         console.print(f"data: {note}", highlight=False, soft_wrap=True)
+    if not superlink:
+        sites = ", ".join(experiment.partition.sites)
+        console.print(f"starting a SuperLink, and a SuperNode and a site daemon for each of {sites}", highlight=False)
     with tempfile.TemporaryDirectory(prefix="fedmed-") as sockets, ProcessGroup(folder / "logs") as processes:
         local = None if superlink else start_local_federation(experiment, folder, Path(sockets), processes)
         threading.Thread(target=_warm_up, args=(experiment, runs_dir), daemon=True).start()
@@ -78,9 +81,9 @@ def _follow_rounds(
     run = submit(local.control if local else str(target), folder, folder / "flower", local=bool(local))
     finished = False
     try:
-        if local:
-            local.wait_until_ready()  # the ServerApp loads its model meanwhile
         with LiveView(console, experiment) as view:
+            if local:
+                local.wait_until_ready()  # the ServerApp loads its model meanwhile
             for event in follow(run, folder / "events.jsonl", processes):
                 view.handle(event)
                 if event["kind"] == "failed":
