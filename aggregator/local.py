@@ -25,7 +25,7 @@ from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
 
 READY_TIMEOUT_S = 180.0
 EMBEDDED = "fedmed-tiny"
-# Records in one forward pass of the embedded model: a quarter faster than 64, and still far below a gigabyte.
+# Records in one forward pass of the embedded model: a quarter faster than 64; about a gigabyte with the activations.
 PHYSICAL_BATCH = 256
 # One hospital's smallest cohort here; a real policy.yaml asks for more (its default says how many).
 MIN_PATIENTS = 2
