@@ -49,7 +49,11 @@ def run_experiment(experiment: Experiment, runs_dir: Path, console: Console, *, 
         console.print(f"data: {note}", highlight=False, soft_wrap=True)
     if not superlink:
         sites = ", ".join(experiment.partition.sites)
-        console.print(f"starting a SuperLink, and a SuperNode and a site daemon for each of {sites}", highlight=False)
+        console.print(
+            f"starting a SuperLink, and a SuperNode and a site daemon for each of {sites}",
+            highlight=False,
+            soft_wrap=True,
+        )
     with tempfile.TemporaryDirectory(prefix="fedmed-") as sockets, ProcessGroup(folder / "logs") as processes:
         local = None if superlink else start_local_federation(experiment, folder, Path(sockets), processes)
         threading.Thread(target=_warm_up, args=(experiment, runs_dir), daemon=True).start()
