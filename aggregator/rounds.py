@@ -34,10 +34,10 @@ from fedmed.errors import FederationError
 from fedmed.messages import sha256_hex
 from fedmed.metrics.scores import Scores
 
+# Adapters are decoded with torch, which takes seconds to import: reading records alone does not need it.
 if TYPE_CHECKING:
     from fedmed.models.adapter import State
 
-# Adapters are decoded with torch, which takes seconds to import: reading records alone does not need it.
 ADAPTER_FILE = "adapter.safetensors"
 RECORD_FILE = "round.json"
 

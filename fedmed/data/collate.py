@@ -128,10 +128,7 @@ class Collator:
         with_images = sum(bool(own) for own in images)
         if with_images not in (0, len(examples)):  # not every processor takes examples without images among others
             return self.join_prompts(self.encode_all(examples, images))
-        texts = [
-            self._render(self._clean(example.question), len(own), None)
-            for example, own in zip(examples, images, strict=True)
-        ]
+        texts = self._render_prompts(examples, images)
         prompts = self._process(texts, images if with_images else [])
         if (length := prompts["input_ids"].shape[1]) > self._max_length:
             raise DataError(f"a prompt needs {length} tokens, expected at most {self._max_length}", _TOO_LONG)
@@ -165,10 +162,7 @@ class Collator:
 
     def _encode_together(self, examples: Sequence[Example], images: Sequence[Sequence[Image]]) -> list[Encoded] | None:
         """None where the result cannot be taken apart by example, or one of them has to be shortened."""
-        texts = [
-            self._render(self._clean(example.question), len(own), None)
-            for example, own in zip(examples, images, strict=True)
-        ]
+        texts = self._render_prompts(examples, images)
         prompts = self._process(texts, images)
         mask, pixels = prompts.pop("attention_mask").bool(), prompts.get("pixel_values")
         rows = [len(own) for own in images]
@@ -215,6 +209,12 @@ class Collator:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         end: int = self._tokenizer.eos_token_id
         return torch.tensor([*ids[: ids.index(end)], end] if end in ids else [*ids, end])
+
+    def _render_prompts(self, examples: Sequence[Example], images: Sequence[Sequence[Image]]) -> list[str]:
+        return [
+            self._render(self._clean(example.question), len(own), None)
+            for example, own in zip(examples, images, strict=True)
+        ]
 
     def _render(self, question: str, num_images: int, answer: str | None) -> str:
         content: list[dict[str, str]] = [
