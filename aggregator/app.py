@@ -73,17 +73,16 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
     from aggregator.rounds import RoundStore
     from aggregator.strategy import run_federation
     from fedmed.data.manifest import load_manifest
-    from fedmed.messages import LoraSpec
     from fedmed.metrics.scores import Scores
     from fedmed.models.adapter import State, adapter_state, add_adapter, load_adapter_state
     from fedmed.models.base import load_base
     from fedmed.training.evaluate import evaluate
 
     experiment = read_experiment(run_dir)
-    settings, lora = experiment.evaluation, experiment.lora
+    settings = experiment.evaluation
     base = load_base(experiment.base_model.name, device=experiment.device, expected_sha256=experiment.base_model.sha256)
     public = load_manifest(run_dir / "public")
-    model = add_adapter(base.model, LoraSpec(lora.rank, lora.alpha, lora.parts, lora.targets), experiment.seed)
+    model = add_adapter(base.model, experiment.lora.spec, experiment.seed)
     initial = adapter_state(model)
 
     def score_adapter(state: State) -> Scores:

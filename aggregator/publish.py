@@ -196,15 +196,14 @@ def _write_weights(
     folder: Path, experiment: Experiment, base_sha256: str, state: dict[str, torch.Tensor], base: BaseModel | None
 ) -> dict[str, str]:
     """merged/ and adapter/ below `folder`; returns what the manifest says about the processor."""
-    from fedmed.messages import LoraSpec, sha256_hex
+    from fedmed.messages import sha256_hex
     from fedmed.models.base import load_base
     from fedmed.models.merge import merge_adapter, save_merged
 
     base = base or load_base(experiment.base_model.name, expected_sha256=base_sha256)
     if base.sha256 != base_sha256:
         raise ModelError(f"base model {base.name!r} has sha256 {base.sha256[:12]}, expected {base_sha256[:12]}")
-    lora = experiment.lora
-    spec = LoraSpec(lora.rank, lora.alpha, lora.parts, lora.targets)
+    spec = experiment.lora.spec
     save_merged(merge_adapter(base, spec, state), base.processor, folder / "merged")
     save_peft_adapter(folder / "adapter", spec, state, base.name)
     template: Any = base.processor

@@ -21,7 +21,7 @@ from __future__ import annotations
 from aggregator.aggregation import Method, check_layout
 from fedmed.config import Experiment
 from fedmed.errors import FederationError
-from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec, Refusal, TrainResult, TrainTask, decode
+from fedmed.messages import OptimizerSpec, PrivacySpec, Refusal, TrainResult, TrainTask, decode
 from fedmed.models.adapter import State, decode_state, state_sha256
 from fedmed.privacy.accounting import plan_noise
 
@@ -49,6 +49,10 @@ def plan_privacy(experiment: Experiment) -> PrivacySpec:
         records_per_patient=privacy.records_per_patient,
         steps=training.local_steps,
         delta=privacy.delta,
+        clipping=privacy.clipping,
+        max_patients=privacy.max_patients,
+        metrics_noise_multiplier=privacy.metrics_noise_multiplier,
+        insecure_noise_seed=privacy.insecure_noise_seed,
     )
 
 
@@ -65,7 +69,7 @@ def make_task(
 
     `frozen`: the adapter's tensors that do not travel down.
     """
-    training, lora = experiment.training, experiment.lora
+    training = experiment.training
     return TrainTask(
         run=run,
         round=number,
@@ -74,7 +78,7 @@ def make_task(
         base_model=experiment.base_model.name,
         base_sha256=base_sha256,
         method=method.name,
-        lora=LoraSpec(lora.rank, lora.alpha, lora.parts, lora.targets),
+        lora=experiment.lora.spec,
         init_seed=experiment.seed,
         frozen_sha256=state_sha256(frozen) if frozen else "",
         trainable=method.trainable,

@@ -25,7 +25,8 @@ from fedmed.data.phantom import phantom_examples
 from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec
 from fedmed.models.base import BaseModel, load_base
 from fedmed.privacy.random import SecureRandom
-from fedmed.training.local_round import LocalTrainer, RoundPlan
+from fedmed.training.local_round import LocalTrainer
+from fedmed.training.steps import RoundPlan
 
 LORA = LoraSpec(8, 16.0, ("language_model", "projector", "vision_tower"), ("all-linear",))
 MODES = ("dp", "none")

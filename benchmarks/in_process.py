@@ -18,7 +18,6 @@ from aggregator.strategy import run_federation
 from fedmed.config import Experiment
 from fedmed.data.manifest import Manifest, load_manifest, write_manifest
 from fedmed.data.schema import Example
-from fedmed.messages import LoraSpec
 from fedmed.metrics.scores import Scores
 from fedmed.models.adapter import State, adapter_state, add_adapter, load_adapter_state
 from fedmed.models.base import load_base
@@ -40,8 +39,7 @@ def run_in_process(
         opened = {name: open_site(experiment, folder / name, own) for name, own in sites.items()}
         exchange = LocalExchange({name: site.handle for name, site in opened.items()})
         base = load_base(experiment.base_model.name, device=experiment.device)
-        lora = experiment.lora
-        model = add_adapter(base.model, LoraSpec(lora.rank, lora.alpha, lora.parts, lora.targets), experiment.seed)
+        model = add_adapter(base.model, experiment.lora.spec, experiment.seed)
         public = write_manifest(folder / "public", test)
 
         def score(state: State) -> Scores:

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedmed.errors import ConfigError
+from fedmed.messages import LoraSpec
 
 T = TypeVar("T")
 # In a checkout the files are looked up beside the package; in an installation they are shipped inside it.
@@ -46,6 +47,11 @@ def number(low: float, high: float = float("inf"), *, above: bool = False, below
 
 def choice(*allowed: str) -> Any:
     return field(metadata={"choices": allowed})
+
+
+def texts() -> Any:
+    """A list of texts that may be empty."""
+    return field(metadata={"empty": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +85,12 @@ class Lora:
     alpha: float = number(0, above=True)
     parts: tuple[str, ...] = choice("language_model", "projector", "vision_tower")
     targets: tuple[str, ...]
+    modules_to_save: tuple[str, ...] = texts()
+
+    @property
+    def spec(self) -> LoraSpec:
+        """As the wire and the model take it."""
+        return LoraSpec(self.rank, self.alpha, self.parts, self.targets, self.modules_to_save)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +102,20 @@ class Privacy:
     max_grad_norm: float = number(0, above=True)
     records_per_patient: int = number(1)
     noise_multiplier: float = number(0)
+    clipping: str = choice("flat", "automatic", "per_layer")
+    max_patients: int = number(0)
+    metrics_noise_multiplier: float = number(0)
+    insecure_noise_seed: int = number(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     rounds: int = number(1)
     local_steps: int = number(1)
-    optimizer: str = choice("adamw", "sgd")
+    optimizer: str = choice("adamw", "sgd", "adam_bc")
     learning_rate: float = number(0, above=True)
+    schedule: str = choice("constant", "cosine")
+    warmup_rounds: int = number(0)
     momentum: float = number(0, 1, below=True)
     weight_decay: float = number(0)
     keep_state: bool
@@ -253,8 +271,13 @@ def _parse(cls: Any, data: Any, path: str, problems: list[str]) -> Any:
 
 def _value(hint: Any, value: Any, rule: Any, path: str, problems: list[str]) -> Any:
     if hint == tuple[str, ...]:
-        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-            problems.append(f"{path}={value!r}: expected a list of texts, not empty")
+        may_be_empty = rule.get("empty", False)
+        if (
+            not isinstance(value, list)
+            or not (value or may_be_empty)
+            or not all(isinstance(item, str) for item in value)
+        ):
+            problems.append(f"{path}={value!r}: expected a list of texts{'' if may_be_empty else ', not empty'}")
             return ()
         for item in value:
             _check_rule(item, rule, path, problems)

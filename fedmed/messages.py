@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 
 from fedmed.errors import WireError
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAGIC = b"FEDM"
 MAX_HEADER_BYTES = 1 << 20
 # Flower's RecordDict: the frame travels as the only Array of this ArrayRecord, as raw bytes.
@@ -45,19 +45,32 @@ ARRAY_STYPE = "fedmed.frame"
 
 @dataclass(frozen=True, slots=True)
 class LoraSpec:
-    """Adapter shape. `parts`: any of language_model, projector, vision_tower; `targets`: module name endings,
-    or the one word `all-linear`."""
+    """Adapter shape. `parts`: any of language_model, projector, vision_tower; `targets`: module name endings (linear,
+    convolution or embedding layers), or the one word `all-linear`; `modules_to_save`: endings of modules that are
+    trained whole, without LoRA."""
 
     rank: int
     alpha: float
     parts: tuple[str, ...]
     targets: tuple[str, ...]
+    modules_to_save: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PrivacySpec:
-    """The round's privacy. `mode`: `dp` or `none`. `sample_rate`: probability that a patient is drawn in a step.
-    `steps`: noisy steps in this round. Noise has standard deviation noise_multiplier * max_grad_norm."""
+    """The round's privacy. Noise has standard deviation noise_multiplier * max_grad_norm.
+
+    Attributes:
+        mode: `dp` or `none`.
+        sample_rate: probability that a patient is drawn in a step.
+        max_grad_norm: L2 bound of one patient's share of a step's sum.
+        records_per_patient: at most so many records of a drawn patient.
+        steps: noisy steps in this round.
+        clipping: flat, automatic or per_layer; see fedmed.privacy.clipping.
+        max_patients: at most so many drawn patients take part in a step; 0 is no cap.
+        metrics_noise_multiplier: noise of the evaluation's counts; 0 sends no counts.
+        insecure_noise_seed: of a repeatable test run WITHOUT PRIVACY; -1 draws from the secure generator.
+    """
 
     mode: str
     noise_multiplier: float
@@ -66,11 +79,16 @@ class PrivacySpec:
     records_per_patient: int
     steps: int
     delta: float
+    clipping: str = "flat"
+    max_patients: int = 0
+    metrics_noise_multiplier: float = 0.0
+    insecure_noise_seed: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSpec:
-    """`name`: adamw or sgd; `momentum` is SGD's momentum or Adam's beta1. `keep_state`: carry the moments over rounds."""
+    """`name`: adamw, sgd or adam_bc (see fedmed.training.optimizers); `learning_rate` of this round; `momentum` is
+    SGD's momentum or Adam's beta1. `keep_state`: carry the moments over rounds."""
 
     name: str
     learning_rate: float

@@ -20,7 +20,8 @@ from fedmed.messages import TrainTask
 from fedmed.models.adapter import State, decode_state, encode_state
 from fedmed.models.base import load_base
 from fedmed.privacy.random import RandomSource, SecureRandom
-from fedmed.training.local_round import LocalTrainer, RoundPlan
+from fedmed.training.local_round import LocalTrainer
+from fedmed.training.steps import RoundPlan
 from hospital_client.settings import SiteFolder
 from hospital_client.site import ShouldStop, TaskMismatch, TrainRound
 

@@ -13,7 +13,7 @@ from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.schema import Example, ImageRef
 from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec
 from fedmed.models.adapter import State
-from fedmed.training.local_round import RoundPlan
+from fedmed.training.steps import RoundPlan
 
 EVERYWHERE = LoraSpec(4, 8.0, ("language_model", "projector", "vision_tower"), ("all-linear",))
 BOTH = ("lora_A", "lora_B")

@@ -1,11 +1,10 @@
-"""Bounds what one patient can change. In: per-sample gradients and who owns them; out: one clipped sum. Pure.
+"""Bounds what one patient can change. In: one gradient per patient; out: one clipped sum. Pure.
 
-Shapes: N samples (examples, images or rows of one micro-batch), P patients, ... a parameter's own shape.
+Shapes: P patients, n numbers of the adapter (all trainable tensors, flattened and joined).
 
     >>> import torch
-    >>> gradients = [torch.tensor([[3.0, 0.0], [0.0, 4.0], [0.3, 0.4]])]              # [N=3, 2]
-    >>> by_patient = [sum_by_owner(g, torch.tensor([0, 0, 1]), 2) for g in gradients]  # [P=2, 2]
-    >>> clip_and_sum(by_patient, max_norm=1.0)[0]                                      # (0.6, 0.8) + (0.3, 0.4)
+    >>> gradients = torch.tensor([[3.0, 4.0], [0.3, 0.4]])       # [P=2, n=2]
+    >>> clip_and_sum(gradients, max_norm=1.0)                    # (0.6, 0.8) + (0.3, 0.4)
     tensor([0.9000, 1.2000])
 
 | case                     | what holds                                                                            |
@@ -32,45 +31,21 @@ from fedmed.errors import PrivacyError
 _SLACK = 1e-6
 
 
-def sum_by_owner(gradient: Tensor, owner: Tensor, num_owners: int) -> Tensor:
-    """Gradients [N, ...] summed over each owner's samples: float32 [num_owners, ...]. `owner`: [N], in 0..num_owners-1.
+def clip_and_sum(gradients: Tensor, max_norm: float, rule: str = "flat", sizes: Sequence[int] = ()) -> Tensor:
+    """Each patient's gradient scaled to at most `max_norm`, then summed: [P, n] -> [n].
 
     Raises:
-        PrivacyError: `owner` does not name one owner per sample, so that the gradient cannot be attributed.
-    """
-    if gradient.shape[:1] != owner.shape:
-        raise PrivacyError(f"{gradient.shape[0]} per-sample gradients for {owner.numel()} samples with an owner")
-    if num_owners == owner.numel() and bool((owner[1:] > owner[:-1]).all()):  # one sample each, in order
-        return gradient.float()
-    total = torch.zeros((num_owners, *gradient.shape[1:]), dtype=torch.float32, device=gradient.device)
-    return total.index_add_(0, owner, gradient.float())
-
-
-def patient_norms(gradients: Sequence[Tensor]) -> Tensor:
-    """L2 norm of each patient's gradient over all tensors: [P, ...] each -> [P]."""
-    squares = [torch.linalg.vector_norm(gradient.flatten(1), dim=1).square() for gradient in gradients]
-    return torch.stack(squares).sum(0).sqrt()
-
-
-def clip_and_sum(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
-    """Each patient's gradient scaled to at most `max_norm`, then summed: [P, ...] each -> [...] each.
-
-    Raises:
-        PrivacyError: `max_norm` is not above 0, or there are no tensors.
+        PrivacyError: `max_norm` is not above 0, an unknown rule, or there are no tensors.
     """
     if not (math.isfinite(max_norm) and max_norm > 0):
         raise PrivacyError(f"max_grad_norm={max_norm}: expected > 0 and finite")
-    if not gradients:
+    if rule != "flat":
+        raise PrivacyError(f"clipping={rule!r}: expected flat")
+    if not gradients.shape[1]:
         raise PrivacyError("no gradients to clip: expected at least one trainable tensor")
-    norms = patient_norms(gradients)
+    norms = torch.linalg.vector_norm(gradients, dim=1)
     finite = norms.isfinite()
     if not bool(finite.all()):
-        gradients = [_where_finite(gradient, finite) for gradient in gradients]
-        norms = patient_norms(gradients)
-    factor = (max_norm * (1 - _SLACK) / norms).clamp(max=1.0)
-    return [torch.einsum("p...,p->...", gradient, factor) for gradient in gradients]
-
-
-def _where_finite(gradient: Tensor, finite: Tensor) -> Tensor:
-    shaped = finite.reshape(-1, *(1 for _ in gradient.shape[1:]))
-    return torch.where(shaped, gradient, torch.zeros_like(gradient))
+        gradients = torch.where(finite[:, None], gradients, torch.zeros_like(gradients))
+        norms = torch.linalg.vector_norm(gradients, dim=1)
+    return (max_norm * (1 - _SLACK) / norms).clamp(max=1.0) @ gradients

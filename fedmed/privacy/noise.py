@@ -4,23 +4,22 @@
 
     >>> import torch
     >>> from fedmed.privacy.random import InsecureSeededRandom
-    >>> add_noise([torch.zeros(2)], 0.0, InsecureSeededRandom(0))
-    [tensor([0., 0.])]
+    >>> add_noise(torch.zeros(2), 0.0, InsecureSeededRandom(0))
+    tensor([0., 0.])
 
 | case          | what holds                                                                                   |
 | ------------- | -------------------------------------------------------------------------------------------- |
 | guarantee     | with std = noise_multiplier * (L2 bound of a patient's share), one call is one Gaussian      |
 |               | event of the accounting                                                                      |
 | when to call  | once per logical step, on the sum over all physical batches; never per physical batch        |
-| std 0         | the sums themselves: no privacy, epsilon is infinity                                         |
-| empty draw    | sums of zeros: noise alone leaves                                                            |
+| std 0         | the sum itself: no privacy, epsilon is infinity                                         |
+| empty draw    | a sum of zeros: noise alone leaves                                                            |
 | dtype, device | noise is made and added in float64; the result has the sum's dtype and device                |
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -28,8 +27,8 @@ from fedmed.errors import PrivacyError
 from fedmed.privacy.random import RandomSource
 
 
-def add_noise(sums: Sequence[Tensor], std: float, random: RandomSource) -> list[Tensor]:
-    """Sums with independent Gaussian noise of standard deviation `std` in every element.
+def add_noise(total: Tensor, std: float, random: RandomSource) -> Tensor:
+    """The sum [n] with independent Gaussian noise of standard deviation `std` in every element: [n].
 
     Raises:
         PrivacyError: `std` is negative or not finite.
@@ -37,10 +36,6 @@ def add_noise(sums: Sequence[Tensor], std: float, random: RandomSource) -> list[
     if not (math.isfinite(std) and std >= 0):
         raise PrivacyError(f"noise standard deviation={std}: expected >= 0 and finite")
     if std == 0:
-        return list(sums)
-    noise = random.normal((sum(total.numel() for total in sums),)).mul_(std)
-    parts = noise.split([total.numel() for total in sums])
-    return [
-        (total.double() + part.reshape(total.shape).to(total.device)).to(total.dtype)
-        for total, part in zip(sums, parts, strict=True)
-    ]
+        return total
+    noise = random.normal(total.shape).mul_(std).to(total.device)
+    return (total.double() + noise).to(total.dtype)

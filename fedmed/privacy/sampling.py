@@ -26,7 +26,9 @@ from fedmed.errors import PrivacyError
 from fedmed.privacy.random import RandomSource
 
 
-def draw_patients(num_patients: int, sample_rate: float, random: RandomSource) -> npt.NDArray[np.intp]:
+def draw_patients(
+    num_patients: int, sample_rate: float, random: RandomSource, max_patients: int = 0
+) -> npt.NDArray[np.intp]:
     """Indices, ascending, of the patients of one step. May be empty.
 
     Raises:
@@ -34,6 +36,8 @@ def draw_patients(num_patients: int, sample_rate: float, random: RandomSource) -
     """
     if not 0 <= sample_rate <= 1:
         raise PrivacyError(f"sample_rate={sample_rate}: expected 0 <= sample_rate <= 1")
+    if max_patients:
+        raise PrivacyError(f"max_patients={max_patients}: expected 0, a cap is not accounted for yet")
     return np.flatnonzero(random.uniform(num_patients) < sample_rate)
 
 

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from fedmed.data.collate import IGNORE, Batch
 from fedmed.errors import PrivacyError
 from fedmed.models.adapter import part_of
-from fedmed.privacy.clipping import sum_by_owner
 
 # How far the sum of per-sample gradients may lie from autograd's own, relative: autocast rounds to 8 bits.
 _AGREEMENT = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -82,8 +81,13 @@ class PatientGradients:
             layer.train()
         self._hooks = GradSampleHooks(model, loss_reduction="sum")
 
-    def collect(self, batch: Batch, owner: Tensor, weight: Tensor, num_patients: int) -> list[Tensor]:
-        """Gradients of each patient's share of the loss, sum of weight * loss over its examples: float32 [P, ...] each.
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers in each trainable tensor, in the order of `collect`'s columns."""
+        return [parameter.numel() for parameter in self._parameters.values()]
+
+    def collect(self, batch: Batch, owner: Tensor, weight: Tensor, num_patients: int) -> Tensor:
+        """Gradients of each patient's share of the loss, sum of weight * loss over its examples: float32 [P, n].
 
         Args:
             batch: on the model's device.
@@ -101,7 +105,8 @@ class PatientGradients:
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
                 backward((losses * weight).sum())
             rows = owner[batch.image_owner]
-            return [self._of_patients(key, own, owner, rows, num_patients) for key, own in self._parameters.items()]
+            parts = [self._of_patients(key, own, owner, rows, num_patients) for key, own in self._parameters.items()]
+            return torch.cat([part.flatten(1) for part in parts], dim=1)
         finally:
             self._free()
 
@@ -156,3 +161,9 @@ def _owner_of_rows(key: str, rows: Tensor, samples: int) -> Tensor:
     if not bool((grouped == grouped[:, :1]).all()):
         raise PrivacyError(f"adapter tensor {key}: one gradient mixes images of several patients", _HINT)
     return grouped[:, 0]
+
+
+def sum_by_owner(gradient: Tensor, owner: Tensor, num_owners: int) -> Tensor:
+    """Gradients [N, ...] summed over each owner's samples: float32 [num_owners, ...]. `owner`: [N], in 0..num_owners-1."""
+    total = torch.zeros((num_owners, *gradient.shape[1:]), dtype=torch.float32, device=gradient.device)
+    return total.index_add_(0, owner, gradient.float())

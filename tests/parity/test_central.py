@@ -15,8 +15,9 @@ from fedmed.privacy.random import SecureRandom
 from fedmed.training.local_round import LocalTrainer
 
 STEPS = 4
-# Adam divides by the root of the second moment: where that is near zero, float32 rounding of a gradient is magnified.
-TOLERANCE = {"sgd": 1e-5, "adamw": 1e-4}
+# Relative to the way the adapter moved. Adam divides by the root of the second moment: where that is near zero, float32
+# rounding of a gradient is magnified.
+TOLERANCE = {"sgd": 1e-5, "adamw": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -66,5 +67,6 @@ def test_a_noiseless_site_equals_central_training(
     half = plan(mode, bound=1e6, steps=STEPS // 2, lot=float(cohort.num_patients), optimizer=spec, physical_batch=4)
     state = trainer.train(half, {}, 3)
     state = trainer.train(half, state, 3)
-    difference = (flat(state) - flat(expected)).abs().max()
+    start = trainer.train(plan(steps=0), {}, 3)
+    difference = (flat(state) - flat(expected)).norm() / (flat(expected) - flat(start)).norm()
     assert float(difference) < TOLERANCE[optimizer]

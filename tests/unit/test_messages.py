@@ -80,7 +80,7 @@ def test_a_flipped_payload_byte_is_noticed() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"protocol": 2}, "protocol 2.*speaks 1"),
+        ({"protocol": 1}, "protocol 1.*speaks 2"),
         ({"type": "pickle"}, "unknown message type"),
         ({"extra": 1}, "unknown keys.*extra"),
         ({"run": None}, "lacks the keys.*run"),

@@ -1,0 +1,156 @@
+"""The steps of one round. In: drawn patients' records; out: the adapter, moved. What a step guarantees: see LocalTrainer.
+
+draw patients -> draw records -> physical batches -> gradient per patient -> clip, sum -> noise -> / lot -> optimizer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from fedmed.errors import FederationError, ModelError, PrivacyError
+from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec
+from fedmed.privacy.mechanism import Mechanism
+from fedmed.privacy.random import RandomSource
+from fedmed.privacy.sampling import draw_records
+from fedmed.training.batches import EncodedExamples, Group, chunks, pack
+from fedmed.training.patient_gradients import PatientGradients, backward, example_losses
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """What a round does.
+
+    Attributes:
+        lora, privacy, optimizer: as the task says; the site's policy has allowed them.
+        trainable: endings of the adapter tensors to train and return, such as ("lora_A", "lora_B").
+        precision: float32, or bfloat16: autocast of the frozen model.
+        physical_batch: records in one forward pass; changes time and memory alone.
+        lot_size: expected patients a step: sample_rate * RELEASED number of patients.
+        run: moments are kept from round to round of one run only.
+        frozen_sha256: `state_sha256` of the adapter tensors that do not come in with the state; "" takes any.
+    """
+
+    lora: LoraSpec
+    privacy: PrivacySpec
+    optimizer: OptimizerSpec
+    trainable: tuple[str, ...]
+    precision: str
+    physical_batch: int
+    lot_size: float
+    run: str = ""
+    frozen_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if self.privacy.mode not in ("dp", "none"):
+            raise PrivacyError(f"privacy mode={self.privacy.mode!r}: expected dp or none")
+        if not self.lot_size > 0:
+            raise PrivacyError(f"lot_size={self.lot_size}: expected > 0", "sample_rate and the patient count set it")
+        if self.physical_batch < 1:
+            raise ModelError(f"physical_batch={self.physical_batch}: expected >= 1")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ModelError(f"precision={self.precision!r}: expected float32 or bfloat16")
+        if self.optimizer.name not in ("adamw", "sgd"):
+            raise ModelError(f"optimizer={self.optimizer.name!r}: expected adamw or sgd")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one round. `patients`: record indices of each patient; the rest as in `LocalTrainer.train`."""
+
+    plan: RoundPlan
+    model: PeftModel
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    examples: EncodedExamples
+    patients: Sequence[Sequence[int]]
+    random: RandomSource
+    should_stop: Callable[[], bool]
+    mechanism: Mechanism
+
+    def run(self) -> None:
+        """All steps; leaves neither hooks nor gradients behind."""
+        private = self.plan.privacy.mode == "dp"
+        self.model.eval()
+        engine = PatientGradients(self.model, self.parameters, self.plan.precision) if private else None
+        try:
+            for step in range(self.plan.privacy.steps):
+                drawn = self._draw()
+                gradients = self._private_gradient(engine, drawn) if engine else self._mean_gradient(drawn)
+                self._apply(gradients, check=step == 0)
+        finally:
+            if engine:
+                engine.close()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _draw(self) -> list[list[int]]:
+        """Records of each drawn patient; patients with texts of similar length stand together, to pad less."""
+        privacy = self.plan.privacy
+        drawn = self.mechanism.draw(len(self.patients), privacy, self.random)
+        records = [draw_records(self.patients[index], privacy.records_per_patient, self.random) for index in drawn]
+        return sorted(records, key=lambda own: max(self.examples.text_size(record) for record in own))
+
+    def _private_gradient(self, engine: PatientGradients, drawn: list[list[int]]) -> list[Tensor]:
+        """Clipped, summed over all physical batches, noised once, divided by the public lot size."""
+        privacy = self.plan.privacy
+        total = torch.zeros(sum(engine.sizes), device=self._device)
+        for group in pack(drawn, self.plan.physical_batch):
+            total += self.mechanism.clip(self._group_gradients(engine, group), engine.sizes, privacy)
+        noisy = self.mechanism.noise(total, privacy, self.random) / self.plan.lot_size
+        parts = noisy.split(engine.sizes)
+        return [part.view_as(own) for part, own in zip(parts, self.parameters.values(), strict=True)]
+
+    def _group_gradients(self, engine: PatientGradients, group: Group) -> Tensor:
+        """Gradient of every patient of the group [P, n], added up over its chunks."""
+        total = torch.zeros(0)
+        for chunk in chunks(group, self.plan.physical_batch):
+            self._stop_if_asked()
+            batch = self.examples.batch(chunk.records).to(self._device)
+            owner, weight = chunk.owner.to(self._device), chunk.weight.to(self._device)
+            part = engine.collect(batch, owner, weight, len(group.patients))
+            total = total.add_(part) if total.numel() else part
+        return total
+
+    def _mean_gradient(self, drawn: list[list[int]]) -> list[Tensor]:
+        """Mode none: the plain mean over the drawn patients; [] when nobody was drawn."""
+        if not drawn:
+            return []
+        self.optimizer.zero_grad(set_to_none=True)
+        for group in pack(drawn, self.plan.physical_batch):
+            for chunk in chunks(group, self.plan.physical_batch):
+                self._stop_if_asked()
+                batch = self.examples.batch(chunk.records).to(self._device)
+                losses = example_losses(self.model, batch, self.plan.precision)
+                backward((losses * chunk.weight.to(self._device)).sum() / len(drawn))
+        return [_gradient(parameter) for parameter in self.parameters.values()]
+
+    def _apply(self, gradients: list[Tensor], *, check: bool) -> None:
+        """One optimizer step. `check`: that every tensor with a gradient moved, so that what is trained is what is sent."""
+        if not gradients:
+            return
+        before = [parameter.detach().clone() for parameter in self.parameters.values()] if check else []
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient.to(parameter.dtype)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for (key, parameter), old, gradient in zip(self.parameters.items(), before, gradients, strict=False):
+            if bool(gradient.any()) and torch.equal(parameter, old):
+                raise ModelError(
+                    f"adapter tensor {key} did not move in the first step although its gradient is not zero"
+                )
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    def _stop_if_asked(self) -> None:
+        if self.should_stop():
+            raise FederationError("the round was stopped before its last step", "what it had reserved stays spent")
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
