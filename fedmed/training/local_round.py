@@ -43,6 +43,7 @@ from fedmed.models.base import BaseModel
 from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import RandomSource
 from fedmed.training.batches import EncodedExamples
+from fedmed.training.patient_gradients import PatientGradients
 from fedmed.training.steps import RoundPlan, Steps
 
 _BETA2 = 0.999
@@ -65,6 +66,7 @@ class LocalTrainer:
         self._manifest = manifest
         self._random = random
         self._mechanism = mechanism or Mechanism()
+        self._proven: dict[tuple[object, ...], set[tuple[bool, bool]]] = {}
         positions = getattr(base.model.config.get_text_config(), "max_position_embeddings", 2048)
         self._examples = EncodedExamples(manifest, Collator(base.processor, positions))
         self._adapted: tuple[LoraSpec, PeftModel] | None = None
@@ -78,10 +80,14 @@ class LocalTrainer:
 
         Raises:
             ModelError: as `train`.
+            PrivacyError: a layer's gradient cannot be told apart by patient; names it.
         """
         model = self._prepare(plan, state, init_seed)
-        if not adapter_parameters(model, plan.trainable):
+        parameters = adapter_parameters(model, plan.trainable)
+        if not parameters:
             raise ModelError(f"trainable={list(plan.trainable)}: expected endings such as lora_A or lora_B")
+        if plan.privacy.mode == "dp":
+            PatientGradients(model, parameters, plan.precision).close()
         return [key for key in adapter_parameters(model) if key not in state]
 
     def train(
@@ -115,6 +121,7 @@ class LocalTrainer:
             self._random,
             should_stop,
             self._mechanism,
+            self._proven.setdefault((plan.trainable, plan.precision), set()),
         ).run()
         self._keep_optimizer(plan, parameters, optimizer)
         return adapter_state(model, plan.trainable)
@@ -128,6 +135,7 @@ class LocalTrainer:
     def _prepare(self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int) -> PeftModel:
         if self._adapted is None or self._adapted[0] != plan.lora:
             self.close()
+            self._proven.clear()
             self._adapted = (plan.lora, add_adapter(self._base.model, plan.lora, init_seed))
         model = self._adapted[1]
         reset_adapter(model, init_seed)

@@ -1,42 +1,47 @@
-"""One gradient per patient, through Opacus' per-sample hooks. In: a batch and who owns each example; out: [P, ...].
+"""One gradient per patient in one backward pass. In: a batch and who owns each example; out: the matrix [P, n].
 
-    >>> engine = PatientGradients(model, parameters, "float32")
-    >>> owner, weight = torch.tensor([0, 0, 1]), torch.tensor([0.5, 0.5, 1.0])
-    >>> gradients = engine.collect(batch, owner, weight, num_patients=2)   # float32 [2, ...] each
-    >>> engine.close()
+    >>> engine = PatientGradients(model, parameters, "float32")                                    # doctest: +SKIP
+    >>> owner, weight = torch.tensor([0, 0, 1]), torch.tensor([0.5, 0.5, 1.0])                     # doctest: +SKIP
+    >>> gradients = engine.collect(batch, owner, weight, num_patients=2)   # float32 [2, n]        # doctest: +SKIP
+    >>> engine.close()                                                                             # doctest: +SKIP
 
-Shapes: B examples, R rows of the vision tower's leading axis (images, sub-images or patches), P patients.
+Shapes: B examples, R rows of the vision tower's leading axis (images, sub-images or patches), P patients, n numbers of
+the adapter: all trainable tensors, flattened and joined in the order of `parameters`.
 
-A language layer sees [B, ...], so its n-th gradient is of the n-th example. A layer of the vision tower or projector
-sees [R, ...]: its n-th gradient is of a row, and `Batch.image_owner` says of which example. Both are summed by patient
-before anything is clipped. The loss of an example is divided by the number of the patient's drawn records, so that the
-sum is the gradient of the patient's mean loss.
+Each adapted layer has a tap (fedmed.training.taps) that cuts its weight gradient into patients by the owner of each
+position (fedmed.training.ownership): of the example in the language model, of the image in vision tower and projector.
+The loss of an example is weighted with 1 / (drawn records of its patient), so that a patient's row is the gradient of
+the patient's mean loss. Nothing is clipped here, and no sum over patients is formed.
 
-| case                                                    | result                                                        |
-| ------------------------------------------------------- | ------------------------------------------------------------- |
-| batch without images                                    | zero gradients of the vision side                             |
-| layer that the loss does not reach                      | zero gradient                                                 |
-| leading axis is neither examples nor rows               | PrivacyError naming the tensor                                |
-| layer reached by the loss, but not seen by a hook       | PrivacyError naming the tensor                                |
-| first use: per-sample   gradients do not sum to autograd's | PrivacyError naming the tensor                             |
-| afterwards                                              | no per-sample and no raw gradient is left on the model        |
+| case                                                | result                                                         |
+| --------------------------------------------------- | -------------------------------------------------------------- |
+| layer whose type has no tap, DoRA, a shared weight  | PrivacyError naming it, before any record is used              |
+| leading axis that cannot be told apart by patient   | PrivacyError naming the layer                                  |
+| batch without images; layer the loss does not reach | zeros                                                          |
+| layer that mixes or reorders examples, or whose     | PrivacyError: the first batches with and without images are    |
+| weight is used behind the tap's back                | compared with autograd's own gradient of one patient's loss    |
+| same layer called several times                     | its calls add up                                               |
+| gradient checkpointing, autocast                    | as without; numbers are accumulated in float32                 |
+| afterwards                                          | `close` leaves neither taps nor gradients on the model         |
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 
 import torch
-from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 
 from fedmed.data.collate import IGNORE, Batch
 from fedmed.errors import PrivacyError
 from fedmed.models.adapter import part_of
+from fedmed.training.ownership import HINT, Owners
+from fedmed.training.taps import Matrix, Tap, is_lora, tap_for
 
-# How far the sum of per-sample gradients may lie from autograd's own, relative: autocast rounds to 8 bits.
-_AGREEMENT = {"float32": 1e-3, "bfloat16": 5e-2}
+# How far a patient's row may lie from autograd's own gradient, relative: autocast rounds to 8 bits.
+_AGREEMENT = {"float32": 1e-3, "bfloat16": 1e-1}
 
 
 def example_losses(model: nn.Module, batch: Batch, precision: str) -> Tensor:
@@ -58,112 +63,130 @@ def backward(loss: Tensor) -> None:
 
 
 class PatientGradients:
-    """Hooks on the trainable adapter layers; `collect` after `collect`, then `close`.
+    """Taps on the trainable layers; `collect` after `collect`, then `close`.
 
     Args:
         model: with its adapter, in eval mode (no dropout).
-        parameters: the trainable tensors by stable key; `collect` answers in this order.
+        parameters: the trainable tensors by stable key; the matrix has their columns in this order.
         precision: float32 or bfloat16, see `example_losses`.
+        proven: kinds of batches that agreed with autograd already; kept by the caller while the adapter is the same.
+
+    Raises:
+        PrivacyError: a trainable tensor's gradient cannot be told apart by patient; names its layer.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], precision: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        precision: str,
+        proven: set[tuple[bool, bool]] | None = None,
+    ) -> None:
         self._model = model
-        self._parameters = parameters
+        self._parameters = dict(parameters)
         self._precision = precision
-        self._checked: set[str] = set()
-        trainable = {id(parameter) for parameter in parameters.values()}
-        self._layers = [
-            module
-            for module in model.modules()
-            if any(id(own) in trainable for own in module.parameters(recurse=False))
-        ]
-        for layer in self._layers:  # the hooks look at layers in training mode alone
-            layer.train()
-        self._hooks = GradSampleHooks(model, loss_reduction="sum")
+        self._proven = set() if proven is None else proven
+        ends = list(accumulate(self.sizes))
+        columns = {
+            id(own): slice(end - own.numel(), end) for own, end in zip(self._parameters.values(), ends, strict=True)
+        }
+        self._matrix = Matrix(columns)
+        self._taps = list(_find_taps(model, self._parameters, self._matrix))
+        # Autograd is not asked for the sums over all patients; this stands in for the weights, so that it comes by.
+        self._anchor = torch.zeros((), device=next(iter(self._parameters.values())).device, requires_grad=True)
+        self._detach: list[Callable[[], None]] = []
+        self._attach()
 
     @property
     def sizes(self) -> list[int]:
         """Numbers in each trainable tensor, in the order of `collect`'s columns."""
         return [parameter.numel() for parameter in self._parameters.values()]
 
-    def collect(self, batch: Batch, owner: Tensor, weight: Tensor, num_patients: int) -> Tensor:
+    def collect(
+        self, batch: Batch, owner: Tensor, weight: Tensor, num_patients: int, total: Tensor | None = None
+    ) -> Tensor:
         """Gradients of each patient's share of the loss, sum of weight * loss over its examples: float32 [P, n].
 
         Args:
             batch: on the model's device.
-            owner: patient of each example [B], in 0..num_patients-1.
+            owner: patient of each example [B], ascending, in 0..num_patients-1.
             weight: factor of each example's loss [B].
             num_patients: P.
+            total: a matrix of earlier chunks of the same patients to add to; a new one by default.
 
         Raises:
             PrivacyError: as the table above says.
         """
+        rows = owner[batch.image_owner]
+        matrix = self._matrix
+        matrix.owners = Owners(owner.tolist(), rows.tolist(), num_patients)
+        fresh = torch.zeros((num_patients, sum(self.sizes)), device=self._anchor.device) if total is None else total
+        kind = (bool(len(rows)), len(set(owner.tolist())) > 1)
+        before = fresh.clone() if total is not None and kind not in self._proven else None
+        matrix.values = fresh
         try:
-            losses = example_losses(self._model, batch, self._precision)
-            with warnings.catch_warnings():
-                # The first adapted layer's input needs no gradient, which is as it should be.
-                warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                backward((losses * weight).sum())
-            rows = owner[batch.image_owner]
-            parts = [self._of_patients(key, own, owner, rows, num_patients) for key, own in self._parameters.items()]
-            return torch.cat([part.flatten(1) for part in parts], dim=1)
+            backward((example_losses(self._model, batch, self._precision) * weight).sum())
         finally:
-            self._free()
+            matrix.values, matrix.owners = torch.zeros(0), None
+        if kind not in self._proven:
+            self._prove(batch, owner, weight, fresh if before is None else fresh - before)
+            self._proven.add(kind)
+        return fresh
 
     def close(self) -> None:
-        """Takes the hooks and everything they left off the model."""
-        self._free()
-        self._hooks.cleanup()
-        for layer in self._layers:
-            layer.eval()
-
-    def _of_patients(self, key: str, parameter: nn.Parameter, owner: Tensor, rows: Tensor, count: int) -> Tensor:
-        sampled: Tensor | None = getattr(parameter, "grad_sample", None)
-        if sampled is None:
-            if parameter.grad is not None:
-                raise PrivacyError(f"adapter tensor {key}: its gradient cannot be told apart by patient", _HINT)
-            return torch.zeros((count, *parameter.shape), dtype=torch.float32, device=parameter.device)
-        if key not in self._checked:
-            self._check_sum(key, parameter, sampled)
-        samples = owner if part_of(key) == "language_model" else _owner_of_rows(key, rows, sampled.shape[0])
-        if samples.numel() != sampled.shape[0]:
-            raise PrivacyError(f"adapter tensor {key}: {sampled.shape[0]} gradients, {samples.numel()} samples", _HINT)
-        return sum_by_owner(sampled, samples, count)
-
-    def _check_sum(self, key: str, parameter: nn.Parameter, sampled: Tensor) -> None:
-        """That nothing of the gradient is missing in its parts: a hook that saw half of the calls would show here."""
-        whole = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        difference = torch.linalg.vector_norm(sampled.float().sum(dim=0) - whole)
-        scale = torch.linalg.vector_norm(sampled.float().flatten(1), dim=1).sum()
-        self._checked.add(key)
-        if bool(scale.isfinite()) and not bool(difference <= _AGREEMENT[self._precision] * scale):
-            raise PrivacyError(f"adapter tensor {key}: per-sample gradients do not add up to the gradient", _HINT)
-
-    def _free(self) -> None:
-        """Drops gradients, and the activations of layers that the loss did not reach, which Opacus would keep."""
+        """Takes the taps off the model."""
+        for detach in self._detach:
+            detach()
+        self._detach.clear()
         for parameter in self._parameters.values():
+            parameter.requires_grad_(True)
             parameter.grad = None
-            parameter.grad_sample = None  # type: ignore[attr-defined]
-            parameter._forward_counter = 0  # type: ignore[attr-defined]
-        for layer in self._layers:
-            layer.__dict__.pop("activations", None)
-            layer.__dict__.pop("max_batch_len", None)
+
+    def _attach(self) -> None:
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(False)
+        self._detach = [tap.attach(self._anchor) for tap in self._taps]
+
+    def _prove(self, batch: Batch, owner: Tensor, weight: Tensor, matrix: Tensor) -> None:
+        """One patient's row against autograd's gradient of that patient's loss in the same batch: whoever mixes examples
+        in a layer, or uses a weight where no tap sees it, shows here."""
+        chosen = int(owner[-1])
+        self.close()
+        try:
+            losses = example_losses(self._model, batch, self._precision)
+            backward((losses * weight * (owner == chosen)).sum())
+            own = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters.values()]
+        finally:
+            for parameter in self._parameters.values():
+                parameter.grad = None
+            self._attach()
+        parts = matrix[chosen].split(self.sizes)
+        for key, found, expected in zip(self._parameters, parts, own, strict=True):
+            difference = torch.linalg.vector_norm(found - expected.flatten().float())
+            scale = torch.linalg.vector_norm(torch.stack([part.norm() for part in parts]))
+            if bool(scale.isfinite()) and not bool(difference <= _AGREEMENT[self._precision] * scale):
+                raise PrivacyError(f"adapter tensor {key}: its gradient cannot be told apart by patient", HINT)
 
 
-_HINT = "leave this part or layer out of lora.parts or lora.targets, or take mode none where the policy allows it"
+def _find_taps(model: nn.Module, parameters: Mapping[str, nn.Parameter], matrix: Matrix) -> Iterator[Tap]:
+    """A tap for every module that holds some of `parameters`; each parameter in exactly one.
+
+    Raises:
+        PrivacyError: a layer type without a tap, or a tensor that two layers share; names the layer.
+    """
+    uses = Counter(id(own) for _, own in model.named_parameters(remove_duplicate=False))
+    for key, own in parameters.items():
+        if uses[id(own)] != 1:
+            raise PrivacyError(f"adapter tensor {key}: {uses[id(own)]} layers share it, expected one", HINT)
+    left = dict(matrix.columns)
+    for name, module in model.named_modules():
+        covered = _lora_weights(module) if is_lora(module) else list(module.parameters(recurse=False))
+        wanted = [id(own) for own in covered if id(own) in left]
+        if wanted:
+            yield tap_for(module, name, part_of(name), matrix)
+            for own_id in wanted:
+                del left[own_id]
 
 
-def _owner_of_rows(key: str, rows: Tensor, samples: int) -> Tensor:
-    """Owner per sample of a vision-side layer, which may see groups of neighbouring rows as one (patch merging)."""
-    if samples == 0 or rows.numel() % samples:
-        raise PrivacyError(f"adapter tensor {key}: {samples} gradients do not divide {rows.numel()} image rows", _HINT)
-    grouped = rows.reshape(samples, -1)
-    if not bool((grouped == grouped[:, :1]).all()):
-        raise PrivacyError(f"adapter tensor {key}: one gradient mixes images of several patients", _HINT)
-    return grouped[:, 0]
-
-
-def sum_by_owner(gradient: Tensor, owner: Tensor, num_owners: int) -> Tensor:
-    """Gradients [N, ...] summed over each owner's samples: float32 [num_owners, ...]. `owner`: [N], in 0..num_owners-1."""
-    total = torch.zeros((num_owners, *gradient.shape[1:]), dtype=torch.float32, device=gradient.device)
-    return total.index_add_(0, owner, gradient.float())
+def _lora_weights(module: nn.Module) -> list[nn.Parameter]:
+    return [own for name, own in module.named_parameters() if "lora_" in name]

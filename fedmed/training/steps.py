@@ -60,7 +60,7 @@ class RoundPlan:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of one round. `patients`: record indices of each patient; the rest as in `LocalTrainer.train`."""
+    """The steps of one round. `patients`: record indices of each patient; the rest as in `LocalTrainer` and `PatientGradients`."""
 
     plan: RoundPlan
     model: PeftModel
@@ -71,12 +71,13 @@ class Steps:
     random: RandomSource
     should_stop: Callable[[], bool]
     mechanism: Mechanism
+    proven: set[tuple[bool, bool]]
 
     def run(self) -> None:
         """All steps; leaves neither hooks nor gradients behind."""
         private = self.plan.privacy.mode == "dp"
         self.model.eval()
-        engine = PatientGradients(self.model, self.parameters, self.plan.precision) if private else None
+        engine = PatientGradients(self.model, self.parameters, self.plan.precision, self.proven) if private else None
         try:
             for step in range(self.plan.privacy.steps):
                 drawn = self._draw()
@@ -106,13 +107,13 @@ class Steps:
 
     def _group_gradients(self, engine: PatientGradients, group: Group) -> Tensor:
         """Gradient of every patient of the group [P, n], added up over its chunks."""
-        total = torch.zeros(0)
+        total: Tensor | None = None
         for chunk in chunks(group, self.plan.physical_batch):
             self._stop_if_asked()
             batch = self.examples.batch(chunk.records).to(self._device)
             owner, weight = chunk.owner.to(self._device), chunk.weight.to(self._device)
-            part = engine.collect(batch, owner, weight, len(group.patients))
-            total = total.add_(part) if total.numel() else part
+            total = engine.collect(batch, owner, weight, len(group.patients), total)
+        assert total is not None, "a group holds at least one record"  # noqa: S101
         return total
 
     def _mean_gradient(self, drawn: list[list[int]]) -> list[Tensor]:

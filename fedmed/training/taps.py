@@ -1,0 +1,311 @@
+"""Taps on layers: in the backward pass, where a layer's input and its output's gradient meet, the weight's gradient is
+taken for each patient apart instead of summed. In: a layer of the adapted model; out: rows of the gradient matrix.
+
+    y = layer(x);  dL/dW = sum over positions of g x^T   ->   for each patient p: sum over the positions of p alone
+
+Shapes: P patients, N positions (examples x tokens, or image rows x tokens), i and o a layer's inputs and outputs, r the
+rank. The same multiplications as in ordinary training, cut into P parts: no second backward pass, and the sum over
+patients is never computed (Goodfellow, arXiv 1510.01799; for LoRA the outer products are r wide).
+
+| layer                         | per-patient gradient                                                          |
+| ----------------------------- | ----------------------------------------------------------------------------- |
+| LoRA on a linear layer        | A: (s B^T g)^T x [r, i]; B: s g^T (A x) [o, r]; forward and backward fused    |
+| linear                        | g^T x [o, i]; bias: sum of g                                                  |
+| convolution (1-d, 2-d, 3-d)   | g^T unfold(x); no groups, zero padding                                        |
+| embedding                     | g added to the rows of the tokens                                             |
+| LoRA on an embedding          | as embedding and linear                                                       |
+| LayerNorm, RMSNorm            | sum of g * normalised x; bias: sum of g                                       |
+| any other with trained weights| refused by name before training (`tap_for`)                                   |
+
+Numbers are accumulated in float32 whatever the precision of the pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.tuners.lora import layer as lora
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedmed.errors import PrivacyError
+from fedmed.training.ownership import HINT, Owners, Segments
+
+
+@dataclass
+class Matrix:
+    """The gradient matrix [P, n] of one batch while the backward pass fills it. `columns`: of each parameter, by id."""
+
+    columns: dict[int, slice]
+    values: Tensor = field(default_factory=lambda: torch.zeros(0))
+    owners: Owners | None = None
+
+    def wants(self, parameter: Tensor) -> bool:
+        """Whether the parameter is trained."""
+        return id(parameter) in self.columns
+
+    def add_products(self, parameter: Tensor, left: Tensor, right: Tensor, segments: Segments) -> None:
+        """For each patient: left_p^T right_p [a, b], from left [N, a] and right [N, b], into the parameter's columns."""
+        part = self.values[:, self.columns[id(parameter)]]
+        shape = (left.shape[1], right.shape[1])
+        if segments.uniform:
+            count = len(segments.lengths)
+            product = torch.bmm(left.unflatten(0, (count, -1)).transpose(1, 2), right.unflatten(0, (count, -1)))
+            part.unflatten(1, shape).add_(product)
+            return
+        pieces = zip(left.split(segments.lengths), right.split(segments.lengths), part, strict=True)
+        for own_left, own_right, row in pieces:
+            if len(own_left):
+                row.view(shape).add_(own_left.T @ own_right)
+
+    def add_rows(self, parameter: Tensor, values: Tensor, ids: Tensor, segments: Segments, axis: int) -> None:
+        """For each patient: values [N, a] added at ids [N] along the parameter's `axis`."""
+        part = self.values[:, self.columns[id(parameter)]]
+        pieces = zip(values.split(segments.lengths), ids.split(segments.lengths), part, strict=True)
+        for own, own_ids, row in pieces:
+            row.view_as(parameter).index_add_(axis, own_ids, own if axis == 0 else own.T)
+
+    def add_sums(self, parameter: Tensor, values: Tensor, segments: Segments) -> None:
+        """For each patient: the sum of its positions of values [N, a], into the parameter's columns."""
+        part = self.values[:, self.columns[id(parameter)]]
+        for own, row in zip(values.split(segments.lengths), part, strict=True):
+            row.add_(own.float().sum(0))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as the taps know it: the module, its path in the model, its part (see `Owners`), the matrix to fill."""
+
+    module: nn.Module
+    name: str
+    part: str | None
+    matrix: Matrix
+
+    def segments(self, activation: Tensor, axes: int = 1) -> Segments:
+        """Of an activation whose last `axes` axes are not positions."""
+        assert self.matrix.owners is not None, "taps only fire inside collect"  # noqa: S101
+        positions = activation.shape[: activation.dim() - axes].numel()
+        return self.matrix.owners.segments(self.part, activation.shape[0], positions, self.name)
+
+
+class _Tap(torch.autograd.Function):
+    """Identity whose backward pass hands the layer's input and its output's gradient to `record`."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, received: Tensor, anchor: Tensor, record: Callable[..., None]) -> Tensor:
+        ctx.save_for_backward(received)
+        ctx.record = record
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        ctx.record(ctx.saved_tensors[0], gradients[0])
+        return gradients[0], None, None, None
+
+
+class _LoraProduct(torch.autograd.Function):
+    """y + s B A x, added in place to the base layer's fresh output y [..., o]; x [..., i]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, received: Tensor, anchor: Tensor, down: Tensor, up: Tensor, tap: LoraLinearTap
+    ) -> Tensor:
+        received = received.to(output.dtype)
+        down, up = down.to(output.dtype), up.to(output.dtype)
+        hidden = functional.linear(received, down)
+        output.flatten(0, -2).addmm_(hidden.flatten(0, -2), up.T, alpha=tap.scale)
+        ctx.save_for_backward(received, hidden, down, up)
+        ctx.tap = tap
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        received, hidden, down, up = ctx.saved_tensors
+        (gradient,) = gradients
+        inner = (gradient @ up).mul_(ctx.tap.scale)
+        ctx.tap.record(received, hidden, gradient, inner)
+        return gradient, inner @ down if ctx.needs_input_grad[1] else None, None, None, None, None
+
+
+@dataclass(frozen=True)
+class LoraLinearTap:
+    """PEFT's LoRA on a linear layer of any kind (the frozen layer itself may be quantised)."""
+
+    layer: Layer
+    scale: float
+
+    def attach(self, anchor: Tensor) -> Callable[[], None]:
+        module: Any = self.layer.module
+        down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+
+        def forward(received: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            output = module.base_layer(received, *args, **kwargs)
+            return _LoraProduct.apply(output.contiguous(), received, anchor, down, up, self)
+
+        module.forward = forward
+        return lambda: module.__dict__.pop("forward")
+
+    def record(self, received: Tensor, hidden: Tensor, gradient: Tensor, inner: Tensor) -> None:
+        module: Any = self.layer.module
+        matrix, segments = self.layer.matrix, self.layer.segments(received)
+        down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+        if matrix.wants(down):
+            matrix.add_products(down, inner.flatten(0, -2), received.flatten(0, -2), segments)
+        if matrix.wants(up):
+            scaled = hidden.flatten(0, -2) * self.scale
+            matrix.add_products(up, gradient.flatten(0, -2), scaled, segments)
+
+
+@dataclass(frozen=True)
+class LoraEmbeddingTap:
+    """PEFT's LoRA on an embedding: A [r, tokens] and B [o, r] are parameters of the layer itself."""
+
+    layer: Layer
+    scale: float
+
+    def attach(self, anchor: Tensor) -> Callable[[], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return _Tap.apply(output, args[0], anchor, self.record)
+
+        return self.layer.module.register_forward_hook(hook).remove
+
+    def record(self, tokens: Tensor, gradient: Tensor) -> None:
+        module: Any = self.layer.module
+        matrix, segments = self.layer.matrix, self.layer.segments(tokens, axes=0)
+        down, up = module.lora_embedding_A["default"], module.lora_embedding_B["default"]
+        flat, ids = gradient.flatten(0, -2).float() * self.scale, tokens.flatten()
+        if matrix.wants(up):
+            matrix.add_products(up, flat, down.T[ids], segments)
+        if matrix.wants(down):
+            matrix.add_rows(down, _without_padding(flat @ up, ids, module.get_base_layer()), ids, segments, axis=1)
+
+
+@dataclass(frozen=True)
+class LeafTap:
+    """A layer with weights of its own. `record` is one of the functions below."""
+
+    layer: Layer
+    recorder: Callable[[Layer, Tensor, Tensor], None]
+
+    def attach(self, anchor: Tensor) -> Callable[[], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return _Tap.apply(output, args[0], anchor, self.record)
+
+        return self.layer.module.register_forward_hook(hook).remove
+
+    def record(self, received: Tensor, gradient: Tensor) -> None:
+        self.recorder(self.layer, received, gradient)
+
+
+Tap = LoraLinearTap | LoraEmbeddingTap | LeafTap
+
+
+def _linear(layer: Layer, received: Tensor, gradient: Tensor) -> None:
+    segments, flat = layer.segments(received), gradient.flatten(0, -2)
+    inputs = received.to(gradient.dtype).flatten(0, -2)
+    _add(layer, "weight", lambda own: layer.matrix.add_products(own, flat, inputs, segments))
+    _add(layer, "bias", lambda own: layer.matrix.add_sums(own, flat, segments))
+
+
+def _embedding(layer: Layer, tokens: Tensor, gradient: Tensor) -> None:
+    segments, ids = layer.segments(tokens, axes=0), tokens.flatten()
+    flat = _without_padding(gradient.flatten(0, -2).float(), ids, layer.module)
+    _add(layer, "weight", lambda own: layer.matrix.add_rows(own, flat, ids, segments, axis=0))
+
+
+def _without_padding(values: Tensor, ids: Tensor, embedding: Any) -> Tensor:
+    """Gradients [N, a] with zeros at the padding token, whose row autograd leaves alone."""
+    return values if embedding.padding_idx is None else values.masked_fill((ids == embedding.padding_idx)[:, None], 0.0)
+
+
+def _norm(layer: Layer, received: Tensor, gradient: Tensor) -> None:
+    module: Any = layer.module
+    segments = layer.segments(received)
+    values = received.float()
+    if isinstance(module, nn.LayerNorm):
+        normal = functional.layer_norm(values, module.normalized_shape, eps=module.eps)
+    else:
+        eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
+        normal = values * torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
+    _add(layer, "weight", lambda own: layer.matrix.add_sums(own, (gradient.float() * normal).flatten(0, -2), segments))
+    _add(layer, "bias", lambda own: layer.matrix.add_sums(own, gradient.flatten(0, -2), segments))
+
+
+def _convolution(layer: Layer, received: Tensor, gradient: Tensor) -> None:
+    module: Any = layer.module
+    patches = _unfold(received.to(gradient.dtype), module)  # [leading, L, i * kernel]
+    flat = gradient.flatten(2).transpose(1, 2)  # [leading, L, o]
+    segments = layer.segments(flat)
+    _add(
+        layer, "weight", lambda own: layer.matrix.add_products(own, flat.flatten(0, 1), patches.flatten(0, 1), segments)
+    )
+    _add(layer, "bias", lambda own: layer.matrix.add_sums(own, flat.flatten(0, 1), segments))
+
+
+def _unfold(values: Tensor, module: Any) -> Tensor:
+    """Every position's receptive field: [leading, channels, *space] -> [leading, L, channels * kernel]."""
+    spread = [step * (size - 1) + 1 for step, size in zip(module.dilation, module.kernel_size, strict=True)]
+    pads = [pad for size in reversed(module.padding) for pad in (size, size)]
+    values = functional.pad(values, pads)
+    axes = len(spread)
+    for axis in range(axes):
+        values = values.unfold(2 + axis, spread[axis], module.stride[axis])
+    for axis in range(axes):  # each field's own axis now stands at 2 + axes + axis
+        index: list[Any] = [slice(None)] * values.dim()
+        index[2 + axes + axis] = slice(None, None, module.dilation[axis])
+        values = values[tuple(index)]
+    leading, channels = values.shape[:2]
+    order = [0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes)]
+    return values.permute(order).reshape(leading, -1, channels * torch.Size(module.kernel_size).numel())
+
+
+def _add(layer: Layer, attribute: str, add: Callable[[Tensor], None]) -> None:
+    """Adds a weight's or bias's gradient, where the layer has one that is trained."""
+    parameter: Tensor | None = getattr(layer.module, attribute, None)
+    if parameter is not None and layer.matrix.wants(parameter):
+        add(parameter)
+
+
+def is_lora(module: nn.Module) -> bool:
+    """Whether PEFT's LoRA on a linear or embedding layer, which is tapped as a whole."""
+    if not isinstance(module, lora.LoraLayer):
+        return False
+    inner = [*module.lora_A.values(), *module.lora_B.values()]
+    return bool(module.lora_embedding_A) or (bool(inner) and all(isinstance(one, nn.Linear) for one in inner))
+
+
+def tap_for(module: nn.Module, name: str, part: str | None, matrix: Matrix) -> Tap:
+    """The tap of a module that has trained parameters of its own, or is PEFT's LoRA around a linear layer.
+
+    Raises:
+        PrivacyError: its gradient cannot be told apart by patient; names the layer and its type.
+    """
+    layer = Layer(module, name, part, matrix)
+    if is_lora(module):
+        return _lora_tap(module, layer)
+    if isinstance(module, nn.Linear):
+        return LeafTap(layer, _linear)
+    if isinstance(module, nn.Embedding) and module.max_norm is None and not module.scale_grad_by_freq:
+        return LeafTap(layer, _embedding)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and _is_plain(module):
+        return LeafTap(layer, _convolution)
+    if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
+        return LeafTap(layer, _norm)
+    raise PrivacyError(f"layer {name} ({type(module).__name__}): its gradient cannot be told apart by patient", HINT)
+
+
+def _is_plain(module: Any) -> bool:
+    return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def _lora_tap(module: Any, layer: Layer) -> Tap:
+    if module.active_adapters != ["default"] or module.lora_variant or module.merged:
+        raise PrivacyError(f"layer {layer.name}: expected one plain LoRA adapter, neither DoRA nor merged", HINT)
+    scale = float(module.scaling["default"])
+    if "default" in module.lora_embedding_A:
+        return LoraEmbeddingTap(layer, scale)
+    return LoraLinearTap(layer, scale)
