@@ -14,17 +14,22 @@
 | when to call  | once per logical step, on the sum over all physical batches; never per physical batch        |
 | std 0         | the sum itself: no privacy, epsilon is infinity                                         |
 | empty draw    | a sum of zeros: noise alone leaves                                                            |
-| dtype, device | noise is made and added in float64; the result has the sum's dtype and device                |
+| dtype, device | noise is made and added in float64 on the sum's device; the result has the sum's dtype        |
+| memory        | beside the result, a few buffers of a block: 2 MB on the CPU, some 150 MB elsewhere           |
 """
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from fedmed.errors import PrivacyError
 from fedmed.privacy.random import RandomSource
+
+# Numbers in a block: on the CPU it fits the cache, elsewhere it outweighs the time that 500 kernels take to start.
+_CPU_BLOCK, _DEVICE_BLOCK = 1 << 16, 1 << 21
 
 
 def add_noise(total: Tensor, std: float, random: RandomSource) -> Tensor:
@@ -37,5 +42,8 @@ def add_noise(total: Tensor, std: float, random: RandomSource) -> Tensor:
         raise PrivacyError(f"noise standard deviation={std}: expected >= 0 and finite")
     if std == 0:
         return total
-    noise = random.normal(total.shape).mul_(std).to(total.device)
-    return (total.double() + noise).to(total.dtype)
+    block = _CPU_BLOCK if total.device.type == "cpu" else _DEVICE_BLOCK
+    noisy = torch.empty_like(total)
+    for part, target in zip(total.split(block), noisy.split(block), strict=True):
+        target.copy_(random.normal(part.shape, total.device).mul_(std).add_(part))
+    return noisy

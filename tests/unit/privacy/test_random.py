@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 from scipy import stats
 
-from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom
+from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom, box_muller
+
+DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 
 @pytest.mark.parametrize("source", [SecureRandom(), InsecureSeededRandom(1)])
@@ -20,11 +23,37 @@ def test_normals_are_standard_gaussians(source: RandomSource) -> None:
     assert abs(np.corrcoef(drawn[:10100], drawn[10100:])[0, 1]) < 0.06  # halves of the Box-Muller pairs
 
 
-def test_variance_by_chi_square() -> None:
-    drawn = SecureRandom().normal((50_000,))
+@pytest.mark.parametrize("device", DEVICES)
+def test_variance_by_chi_square(device: torch.device) -> None:
+    drawn = SecureRandom().normal((50_000,), device)
+    assert drawn.device.type == device.type
     statistic = float(drawn.square().sum())
     low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], df=50_000)
     assert low < statistic < high
+
+
+def test_tails_have_the_right_mass() -> None:
+    """Numbers beyond 3, 4 and 4.5 deviations, of a million: counts within what a binomial allows once in a million."""
+    drawn = SecureRandom().normal((1_000_000,)).abs()
+    for edge in (3.0, 4.0, 4.5):
+        low, high = stats.binom.ppf([1e-6, 1 - 1e-6], n=drawn.numel(), p=2 * stats.norm.sf(edge))
+        assert low <= int((drawn > edge).sum()) <= high
+
+
+def test_the_ends_of_the_uniforms_give_the_ends_of_the_gaussians() -> None:
+    """Radius from the smallest and largest word; angle 0 from the word 0."""
+    words = torch.tensor([-(2**63), 2**63 - 1, 0, 0, 0, 0])
+    radii = box_muller(words[[0, 1, 4, 5]], (4,))[:2]
+    assert radii.tolist() == pytest.approx([math.sqrt(2 * math.log(2.0**53)), 0.0])
+
+
+def test_box_muller_follows_its_formula() -> None:
+    """Against the plain formula on uniforms made the plain way: 53 high bits, shifted by half a turn."""
+    words = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63, 1000))
+    uniform = ((words.numpy() >> 11) + 2.0**52) * 2.0**-53
+    radius, angle = np.sqrt(-2 * np.log(uniform[:500] + 2.0**-53)), 2 * np.pi * (uniform[500:] - 0.5)
+    expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    np.testing.assert_allclose(box_muller(words, (1000,)).numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("source", [SecureRandom(), InsecureSeededRandom(1)])
@@ -45,6 +74,7 @@ def test_secure_sources_never_repeat() -> None:
     first = SecureRandom()
     assert not torch.equal(first.normal((8,)), first.normal((8,)))
     assert not torch.equal(SecureRandom().normal((8,)), SecureRandom().normal((8,)))
+    assert first.normal((200_000,)).unique().numel() == 200_000
 
 
 def test_seeding_libraries_does_not_reach_the_secure_source() -> None:

@@ -1,0 +1,50 @@
+"""The Gaussian mechanism: variance, independence, dtype, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from fedmed.errors import PrivacyError
+from fedmed.privacy import noise
+from fedmed.privacy.noise import add_noise
+from fedmed.privacy.random import InsecureSeededRandom, SecureRandom
+
+
+def test_noise_has_the_asked_variance() -> None:
+    std, size = 2.5, 40_000
+    noisy = add_noise(torch.zeros(size), std, SecureRandom())
+    statistic = float((noisy.double() / std).square().sum())
+    low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], df=size)
+    assert low < statistic < high
+    assert noisy.dtype == torch.float32
+    assert stats.kstest(noisy.numpy() / std, "norm").pvalue > 1e-6
+
+
+def test_elements_get_independent_noise() -> None:
+    first, second = add_noise(torch.zeros(10_000), 1.0, SecureRandom()).split(5000)
+    assert abs(float((first * second).mean())) < 0.08
+
+
+def test_zero_std_changes_nothing() -> None:
+    total = torch.ones(3)
+    assert torch.equal(add_noise(total, 0.0, SecureRandom()), total)
+
+
+@pytest.mark.parametrize("std", [-1.0, float("nan"), float("inf")])
+def test_a_std_out_of_range_is_refused(std: float) -> None:
+    with pytest.raises(PrivacyError, match="standard deviation"):
+        add_noise(torch.zeros(1), std, SecureRandom())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_blocks_cover_the_sum_and_keep_its_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "_CPU_BLOCK", 7)
+    total = torch.arange(30, dtype=dtype)
+    noisy = add_noise(total, 0.5, InsecureSeededRandom(1))
+    drawn = InsecureSeededRandom(1)
+    expected = torch.cat([drawn.normal(part.shape) for part in total.split(7)]) * 0.5 + total
+    assert noisy.dtype == dtype
+    assert torch.equal(noisy, expected.to(dtype))
+    assert torch.equal(total, torch.arange(30, dtype=dtype))  # not in place
