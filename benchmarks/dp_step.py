@@ -1,11 +1,13 @@
-"""What patient-level privacy costs in a training step: CPU time a sample with it and without, side by side.
+"""What patient-level privacy costs in a training step: time and peak memory with it and without, side by side.
 
-    python -m benchmarks.dp_step --json                                   # the table in docs/benchmarks.md
-    python -m benchmarks.dp_step --physical-batch 64 256 --steps 4 --repeat 5
+    python -m benchmarks.dp_step --json                 # the table of docs/benchmarks.md; about ten minutes
+    python -m benchmarks.dp_step --json --quick         # small shapes, within a minute
+    python -m benchmarks.dp_step --json --device cuda   # on a GPU: up to 7B shapes, bfloat16
 
-A step draws every phantom of a fixed set once (rate 1), so that both modes do the same forward passes; the modes take
-turns within each repetition, since the machine is shared. Prints one JSON object; `ratio` is the median of the ratios
-of neighbouring repetitions, milliseconds are medians.
+The modes (benchmarks/dp_modes.py) take turns in one process, since the machine is shared: CPU time of one thread (wall time on a
+GPU), medians of the ratios of neighbouring steps. Prints one object: `cases` [{name, shape, device, time_ratio, memory_ratio,
+opacus_hooks_time_ratio, ...}], `worst_time_ratio`, `worst_memory_ratio`, `noise_and_clip_share` (of FedMed's step, the worst).
+A ratio of null: Opacus cannot run that case.
 """
 
 from __future__ import annotations
@@ -13,80 +15,126 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
+import sys
 import time
-from pathlib import Path
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from fedmed.data.manifest import Manifest, write_manifest
-from fedmed.data.phantom import phantom_examples
-from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec
-from fedmed.models.base import BaseModel, load_base
+from benchmarks.dp_modes import MODES
+from benchmarks.dp_shapes import CPU, CUDA, QUICK, Case, Shape
+from benchmarks.memory import peak_bytes, weight_bytes
+from fedmed.messages import PrivacySpec
+from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import SecureRandom
-from fedmed.training.local_round import LocalTrainer
-from fedmed.training.steps import RoundPlan
 
-LORA = LoraSpec(8, 16.0, ("language_model", "projector", "vision_tower"), ("all-linear",))
-MODES = ("dp", "none")
+MAX_REPEAT = 15
 
 
 def main() -> None:
     arguments = _arguments()
+    warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
-    base = load_base(arguments.base, device=arguments.device)
-    with tempfile.TemporaryDirectory(prefix="fedmed-bench-") as scratch:
-        cohort = write_manifest(
-            Path(scratch) / "site", phantom_examples(arguments.patients, 0, domain="hospital", split="train")
-        )
-        rows = [_compare(base, cohort, size, arguments.steps, arguments.repeat) for size in arguments.physical_batch]
-    result = {"base_model": base.name, "device": arguments.device, "threads": arguments.threads, "rows": rows}
+    device = torch.device(arguments.device)
+    shapes = QUICK if arguments.quick else CUDA if device.type == "cuda" else CPU
+    chosen = {name: shape for name, shape in shapes.items() if not arguments.cases or name in arguments.cases}
+    cases = [measure(name, shape, device, arguments.seconds) for name, shape in chosen.items()]
+    result = {
+        "device": device.type,
+        "threads": arguments.threads,
+        "cases": cases,
+        "worst_time_ratio": max(case["time_ratio"] for case in cases),
+        "worst_memory_ratio": max(case["memory_ratio"] for case in cases),
+        "noise_and_clip_share": max(case["noise_and_clip_share"] for case in cases),
+    }
     print(json.dumps(result, indent=None if arguments.json else 2))
 
 
-def _compare(base: BaseModel, cohort: Manifest, physical_batch: int, steps: int, repeat: int) -> dict[str, Any]:
-    """Milliseconds of CPU time (of wall time on a GPU) a sample in both modes."""
-    trainer = LocalTrainer(base, cohort, SecureRandom())
-    plans = {mode: _plan(mode, steps, physical_batch, cohort.num_patients) for mode in MODES}
-    samples = steps * len(cohort.examples)
-    for plan in plans.values():  # encodes the examples, and shows the allocator the sizes
-        trainer.train(plan, {}, 0)
-    measured: dict[str, list[float]] = {mode: [] for mode in MODES}
-    for _ in range(repeat):
-        for mode, plan in plans.items():
-            started = _clock(base)
-            trainer.train(plan, {}, 0)
-            measured[mode].append(1e3 * (_clock(base) - started) / samples)
-    trainer.close()
-    ratio = statistics.median(dp / none for dp, none in zip(measured["dp"], measured["none"], strict=True))
-    medians = {f"{mode}_ms": round(statistics.median(values), 3) for mode, values in measured.items()}
-    return {"physical_batch": physical_batch, **medians, "ratio": round(ratio, 3)}
+def measure(name: str, shape: Shape, device: torch.device, seconds: float) -> dict[str, Any]:
+    """All modes on one shape; about `seconds` of steps."""
+    case = shape.make(device)
+    peaks = {mode: _try(lambda mode=mode: _peak(mode, case, device)) for mode in MODES}
+    modes = [mode for mode, peak in peaks.items() if peak is not None]
+    times: dict[str, list[float]] = {mode: [] for mode in modes}
+    began = time.monotonic()
+    while len(times["none"]) < 3 or (time.monotonic() - began < seconds and len(times["none"]) < MAX_REPEAT):
+        for mode in modes:
+            with MODES[mode](case) as step:
+                times[mode].append(_timed(step, device))
+    row: dict[str, Any] = {"name": name, "shape": shape.text, "device": device.type, "steps": len(times["none"])}
+    row |= {"none_ms": round(1e3 * statistics.median(times["none"]), 1)}
+    row |= {"fedmed_ms": round(1e3 * statistics.median(times["fedmed"]), 1)}
+    for mode in MODES:
+        if mode != "none":
+            prefix = "" if mode == "fedmed" else f"{mode}_"
+            row[f"{prefix}time_ratio"] = _ratio(times.get(mode), times["none"])
+            row[f"{prefix}memory_ratio"] = _quotient(peaks[mode], peaks["none"])
+    row["noise_and_clip_share"] = round(_noise_and_clip(case, device) / statistics.median(times["fedmed"]), 4)
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
 
 
-def _clock(base: BaseModel) -> float:
-    """Seconds: this process's CPU time, or wall time after the GPU has finished."""
-    if next(base.model.parameters()).device.type == "cuda":
+def _peak(mode: str, case: Case, device: torch.device) -> int:
+    """Peak bytes of the mode's second step (the first makes AdamW's moments), weights included."""
+    with MODES[mode](case) as step:
+        step()
+        return peak_bytes(step, device) + weight_bytes(case.model)
+
+
+def _noise_and_clip(case: Case, device: torch.device) -> float:
+    """Seconds of clipping a full matrix and adding noise once: the median of five."""
+    spec, random, parts = PrivacySpec("dp", 1.0, 0.1, 1.0, 1, 1, 1e-5), SecureRandom(), Mechanism()
+    sizes = [own.numel() for own in case.parameters.values()]
+    matrix = torch.randn(case.patients, sum(sizes), device=device)
+
+    def both() -> None:
+        parts.noise(parts.clip(matrix, sizes, spec), spec, random)
+
+    both()
+    return statistics.median(_timed(both, device) for _ in range(5))
+
+
+def _timed(call: Callable[[], None], device: torch.device) -> float:
+    """Seconds: this process's CPU time, or wall time until the GPU has finished."""
+    if device.type == "cuda":
         torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
+        began = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        return time.perf_counter() - began
+    began = time.process_time()
+    call()
+    return time.process_time() - began
 
 
-def _plan(mode: str, steps: int, physical_batch: int, patients: int) -> RoundPlan:
-    privacy = PrivacySpec(mode, 1.0, 1.0, 1.0, 4, steps, 1e-5)
-    optimizer = OptimizerSpec("adamw", 1e-3, 0.9, 0.0, False)
-    return RoundPlan(LORA, privacy, optimizer, ("lora_A", "lora_B"), "float32", physical_batch, float(patients))
+def _try(call: Callable[[], int]) -> int | None:
+    """None where Opacus fails on a shape; our own modes must not."""
+    try:
+        return call()
+    except (RuntimeError, NotImplementedError, ValueError, AttributeError, IndexError) as error:
+        print(f"{type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+        return None
+
+
+def _ratio(times: list[float] | None, base: list[float]) -> float | None:
+    if times is None:
+        return None
+    return round(statistics.median(own / other for own, other in zip(times, base, strict=True)), 3)
+
+
+def _quotient(value: int | None, base: int | None) -> float | None:
+    return None if value is None or base is None else round(value / base, 3)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="fedmed-tiny", help="fedmed-tiny, a local folder, or a hub id")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--patients", type=int, default=256)
-    parser.add_argument("--physical-batch", type=int, nargs="+", default=[32, 64, 128, 256])
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of steps a shape, at least three of each mode")
+    parser.add_argument("--cases", nargs="*", default=[], help=f"some of {', '.join(CPU | CUDA)}")
+    parser.add_argument("--quick", action="store_true", help="small shapes, within a minute")
     parser.add_argument("--json", action="store_true", help="one line instead of indented")
     return parser.parse_args()
 
