@@ -18,8 +18,10 @@ A reply counts when every line of this table holds.
 
 from __future__ import annotations
 
+import math
+
 from aggregator.aggregation import Method, check_layout
-from fedmed.config import Experiment
+from fedmed.config import Experiment, Training
 from fedmed.errors import FederationError
 from fedmed.messages import OptimizerSpec, PrivacySpec, Refusal, TrainResult, TrainTask, decode
 from fedmed.models.adapter import State, decode_state, state_sha256
@@ -56,6 +58,27 @@ def plan_privacy(experiment: Experiment) -> PrivacySpec:
     )
 
 
+def learning_rate(training: Training, number: int) -> float:
+    """The rate of round `number`, from 1. With W warm-up rounds of R rounds, and `peak` the experiment's rate:
+
+    | round                     | rate                                                                               |
+    | ------------------------- | ---------------------------------------------------------------------------------- |
+    | 1 to W                    | peak * number / (W + 1): linear; round W + 1 has the peak                          |
+    | after, schedule constant  | peak                                                                               |
+    | after, schedule cosine    | peak * (1 + cos(pi p)) / 2 with p = (number - W - 1) / (R - W): from the peak down |
+    |                           | towards 0, which round R + 1 would have (Loshchilov and Hutter, arXiv 1608.03983)  |
+
+    No round's rate is 0: a round that spends privacy also trains. The rates are public, and change no guarantee.
+    """
+    warm_up = training.warmup_rounds
+    if number <= warm_up:
+        return training.learning_rate * number / (warm_up + 1)
+    if training.schedule == "constant":
+        return training.learning_rate
+    progress = (number - warm_up - 1) / (training.rounds - warm_up)
+    return training.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
 def make_task(
     experiment: Experiment,
     method: Method,
@@ -84,7 +107,11 @@ def make_task(
         trainable=method.trainable,
         privacy=privacy,
         optimizer=OptimizerSpec(
-            training.optimizer, training.learning_rate, training.momentum, training.weight_decay, training.keep_state
+            training.optimizer,
+            learning_rate(training, number),
+            training.momentum,
+            training.weight_decay,
+            training.keep_state,
         ),
         dtype=experiment.federation.wire_dtype,
         precision=training.precision,

@@ -26,7 +26,7 @@ from fedmed.messages import PrivacySpec, TrainTask
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 ADAPTER_ENDINGS = ("lora_A", "lora_B")
 DTYPES = ("float32", "bfloat16")
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "sgd", "adam_bc")
 
 
 @dataclass(frozen=True, slots=True)

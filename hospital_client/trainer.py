@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from fedmed.data.manifest import Manifest
 from fedmed.errors import ModelError
-from fedmed.messages import TrainTask
+from fedmed.messages import TrainTask, sha256_hex
 from fedmed.models.adapter import State, decode_state, encode_state
 from fedmed.models.base import load_base
-from fedmed.privacy.random import RandomSource, SecureRandom
+from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom
 from fedmed.training.local_round import LocalTrainer
 from fedmed.training.steps import RoundPlan
 from hospital_client.settings import SiteFolder
@@ -32,16 +32,15 @@ class SiteTrainer:
     Args:
         folder: the site's settings.
         manifest: its data.
-        random: of patient draws and noise; SecureRandom, except in tests.
 
     Raises:
         ModelError: the first base model cannot be loaded.
     """
 
-    def __init__(self, folder: SiteFolder, manifest: Manifest, random: RandomSource | None = None) -> None:
+    def __init__(self, folder: SiteFolder, manifest: Manifest) -> None:
         self._folder = folder
         self._manifest = manifest
-        self._random = random or SecureRandom()
+        self._random = SecureRandom()
         self._load(next(iter(folder.settings.base_models)))
 
     def prepare(self, task: TrainTask, payload: memoryview, lot_size: float) -> TrainRound:
@@ -59,12 +58,19 @@ class SiteTrainer:
             frozen_sha256=task.frozen_sha256,
         )
         state = self._check_adapter(plan, payload, task.init_seed)
-        local = self._local
+        local, random = self._local, self._random_of(task)
 
         def train_round(should_stop: ShouldStop) -> bytes:
-            return encode_state(local.train(plan, state, task.init_seed, should_stop), task.dtype)
+            return encode_state(local.train(plan, state, task.init_seed, should_stop, random), task.dtype)
 
         return train_round
+
+    def _random_of(self, task: TrainTask) -> RandomSource:
+        """The secure source; only a task that the policy let through with a test seed gets a repeatable one."""
+        if task.privacy.insecure_noise_seed < 0:
+            return self._random
+        mixed = f"{task.privacy.insecure_noise_seed} {task.round} {self._folder.settings.name}"
+        return InsecureSeededRandom(int(sha256_hex(mixed.encode()), 16))
 
     def _choose_base(self, task: TrainTask) -> None:
         """Has the task's base model loaded, and its hash compared."""

@@ -21,6 +21,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from peft import PeftModel
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from fedmed.data.collate import Collator
 from fedmed.data.manifest import Manifest
 from fedmed.errors import ModelError
-from fedmed.messages import LoraSpec, OptimizerSpec
+from fedmed.messages import LoraSpec
 from fedmed.models.adapter import (
     State,
     adapter_parameters,
@@ -43,10 +44,9 @@ from fedmed.models.base import BaseModel
 from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import RandomSource
 from fedmed.training.batches import EncodedExamples
+from fedmed.training.optimizers import begin_round, make_optimizer
 from fedmed.training.patient_gradients import PatientGradients
 from fedmed.training.steps import RoundPlan, Steps
-
-_BETA2 = 0.999
 
 
 class LocalTrainer:
@@ -91,13 +91,19 @@ class LocalTrainer:
         return [key for key in adapter_parameters(model) if key not in state]
 
     def train(
-        self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int, should_stop: Callable[[], bool] = bool
+        self,
+        plan: RoundPlan,
+        state: Mapping[str, Tensor],
+        init_seed: int,
+        should_stop: Callable[[], bool] = bool,
+        random: RandomSource | None = None,
     ) -> State:
         """The tensors `plan.trainable` after one round that starts from `state`.
 
         Args:
             state: the global adapter; what it lacks is drawn from `init_seed`.
             should_stop: asked before every physical batch.
+            random: draws and noise of this round alone, instead of the trainer's source.
 
         Raises:
             ModelError: the state does not fit the model, or the frozen tensors are not the expected ones.
@@ -118,7 +124,7 @@ class LocalTrainer:
             optimizer,
             self._examples,
             self._manifest.patients,
-            self._random,
+            random or self._random,
             should_stop,
             self._mechanism,
             self._proven.setdefault((plan.trainable, plan.precision), set()),
@@ -154,8 +160,9 @@ class LocalTrainer:
         """The run's optimizer with its moments, or a new one. Taken out: a round that fails leaves none behind."""
         kept, self._optimizer = self._optimizer, None
         if kept and kept[0] == _optimizer_key(plan, parameters):
+            begin_round(kept[1], plan.optimizer, plan.noise_std)
             return kept[1]
-        return _new_optimizer(plan.optimizer, list(parameters.values()))
+        return make_optimizer(plan.optimizer, parameters.values(), plan.noise_std)
 
     def _keep_optimizer(
         self, plan: RoundPlan, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
@@ -165,13 +172,5 @@ class LocalTrainer:
 
 
 def _optimizer_key(plan: RoundPlan, parameters: Mapping[str, nn.Parameter]) -> tuple[object, ...]:
-    return (plan.run, plan.optimizer, plan.lora, tuple(parameters))
-
-
-def _new_optimizer(spec: OptimizerSpec, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    if spec.name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay
-        )
-    betas = (spec.momentum, _BETA2)
-    return torch.optim.AdamW(parameters, lr=spec.learning_rate, betas=betas, weight_decay=spec.weight_decay)
+    """What moments belong to. Not the learning rate, which a schedule changes every round."""
+    return (plan.run, replace(plan.optimizer, learning_rate=0.0), plan.lora, tuple(parameters))

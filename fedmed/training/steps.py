@@ -18,6 +18,7 @@ from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import RandomSource
 from fedmed.privacy.sampling import draw_records
 from fedmed.training.batches import EncodedExamples, Group, chunks, pack
+from fedmed.training.optimizers import OPTIMIZERS
 from fedmed.training.patient_gradients import PatientGradients, backward, example_losses
 
 
@@ -54,8 +55,15 @@ class RoundPlan:
             raise ModelError(f"physical_batch={self.physical_batch}: expected >= 1")
         if self.precision not in ("float32", "bfloat16"):
             raise ModelError(f"precision={self.precision!r}: expected float32 or bfloat16")
-        if self.optimizer.name not in ("adamw", "sgd"):
-            raise ModelError(f"optimizer={self.optimizer.name!r}: expected adamw or sgd")
+        if self.optimizer.name not in OPTIMIZERS:
+            raise ModelError(f"optimizer={self.optimizer.name!r}: expected one of {', '.join(OPTIMIZERS)}")
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise in each element of the gradient that the optimizer sees."""
+        if self.privacy.mode == "none":
+            return 0.0
+        return self.privacy.noise_multiplier * self.privacy.max_grad_norm / self.lot_size
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,21 @@ def test_moments_are_kept_within_a_run_and_dropped_between(trainer: LocalTrainer
     assert after_other_run() == dropped
 
 
+@pytest.mark.parametrize("name", ["adamw", "adam_bc", "sgd"])
+def test_a_schedule_changes_the_rate_and_keeps_the_moments(trainer: LocalTrainer, name: str) -> None:
+    """Two rounds at two rates are two steps of one optimizer whose rate was changed between them."""
+    spec = OptimizerSpec(name, 1e-2, 0.9, 0.0, True)
+    first = plan("none", optimizer=spec, lora=SMALL)
+    second = replace(first, optimizer=replace(spec, learning_rate=1e-3))
+    start = flat(trainer.train(plan(steps=0, lora=SMALL), {}, 0))
+    middle = trainer.train(first, {}, 0)
+    kept = flat(trainer.train(second, middle, 0)) - flat(middle)
+    trainer.close()
+    alone = flat(trainer.train(second, middle, 0)) - flat(middle)
+    assert float(kept.norm()) < 0.5 * float((flat(middle) - start).norm())  # the new rate
+    assert not torch.allclose(kept, alone)  # the old moments
+
+
 def test_a_failed_round_leaves_no_moments(trainer: LocalTrainer) -> None:
     settings = plan("none", optimizer=ADAM, lora=SMALL, steps=2)
     calls = iter([False, True])
