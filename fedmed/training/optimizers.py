@@ -12,18 +12,19 @@
 | adamw   | theta -= rate * m / (sqrt v + 1e-8), weight decay apart             | Loshchilov and Hutter, 1711.05101  |
 | adam_bc | theta -= rate * m / (sqrt max(v - Phi, floor) + 1e-8), decay apart  | Tang et al., AAAI 2024, 2312.14334 |
 
-| question                     | answer                                                                                     |
-| ---------------------------- | ------------------------------------------------------------------------------------------ |
-| what it does to the guarantee | nothing: an optimizer sees noisy sums, public numbers and its own past, which followed    |
-|                              | from noisy sums. That is post-processing, and adaptive composition allows the next step to |
-|                              | depend on it. Phi too is public: noise, bound and lot size are in the task and the policy  |
-| moments kept between rounds  | the same: functions of noisy sums that are already accounted for                           |
-| mode none                    | no noise, so Phi = 0, and adam_bc is adamw                                                 |
+| question                      | answer                                                                                     |
+| ----------------------------- | ------------------------------------------------------------------------------------------ |
+| what it does to the guarantee | nothing: an optimizer sees noisy sums, public numbers and its own past, which followed     |
+|                               | from noisy sums. That is post-processing, and adaptive composition lets the next step      |
+|                               | depend on it. Phi is public too: noise, bound and lot size are in the task and the policy  |
+| moments kept between rounds   | the same: functions of noisy sums that are already accounted for                           |
+| mode none                     | no noise, so Phi = 0, and adam_bc is adamw                                                 |
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ class AdamBC(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, float | tuple[float, float]]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state.update(step=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
