@@ -111,12 +111,12 @@ def _text_batch(batch: int, length: int) -> Batch:
 
 _SMOL = (30, 576, 1536, (9, 3), 49152)
 QUICK = {
-    "tiny-b64": tiny(64),
-    "decoder-4x256-s64": decoder(4, 256, 688, (4, 4), 4096, (16, 64)),
-    "decoder-4x256-s512": decoder(4, 256, 688, (4, 4), 4096, (4, 512)),
+    "tiny-b32": tiny(32),
+    "decoder-4x256-s64": decoder(4, 256, 688, (4, 4), 4096, (8, 64)),
+    "decoder-4x256-s512": decoder(4, 256, 688, (4, 4), 4096, (2, 512)),
 }
 CPU = QUICK | {
-    "tiny-b16": tiny(16),
+    "tiny-b128": tiny(128),
     "decoder-8x384-s256": decoder(8, 384, 1024, (6, 6), 8192, (8, 256)),
     "smollm2-135m-s64": decoder(*_SMOL, (8, 64)),
     "smollm2-135m-s256": decoder(*_SMOL, (4, 256)),

@@ -39,8 +39,10 @@ class SiteSettings:
     socket: str
     socket_mode: str
     base_models: dict[str, str]
+    gradient_checkpointing: bool
     device: str = choice("auto", "cpu", "cuda")
-    physical_batch: int = number(1)
+    physical_batch: int = number(0)
+    base_dtype: str = choice("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)

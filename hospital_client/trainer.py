@@ -15,7 +15,7 @@ makes it in the background.
 from __future__ import annotations
 
 from fedmed.data.manifest import Manifest
-from fedmed.errors import ModelError
+from fedmed.errors import ModelError, PrivacyError
 from fedmed.messages import TrainTask, sha256_hex
 from fedmed.models.adapter import State, decode_state, encode_state
 from fedmed.models.base import load_base
@@ -53,6 +53,7 @@ class SiteTrainer:
             trainable=task.trainable,
             precision=task.precision,
             physical_batch=self._folder.settings.physical_batch,
+            gradient_checkpointing=self._folder.settings.gradient_checkpointing,
             lot_size=lot_size,
             run=task.run,
             frozen_sha256=task.frozen_sha256,
@@ -88,13 +89,14 @@ class SiteTrainer:
         try:
             state = decode_state(payload)
             lacking = self._local.check(plan, state, init_seed)
-        except ModelError as error:  # names tensors, shapes and hashes of the task: nothing of the site
+        except (ModelError, PrivacyError) as error:  # names tensors, layers and hashes: nothing of the site
             raise TaskMismatch(error.message, error.hint) from error
         if lacking and not plan.frozen_sha256:
             raise TaskMismatch(f"the task's adapter lacks {len(lacking)} tensors and has no frozen_sha256 for them")
         return state
 
     def _load(self, name: str) -> None:
-        base = load_base(self._folder.base_place(name), device=self._folder.settings.device)
+        settings = self._folder.settings
+        base = load_base(self._folder.base_place(name), device=settings.device, dtype=settings.base_dtype)
         self._local = LocalTrainer(base, self._manifest, self._random)
         self.base_name, self.base_sha256 = name, base.sha256

@@ -29,9 +29,9 @@ from transformers import PreTrainedModel
 
 from fedmed.errors import ModelError, WireError
 from fedmed.messages import LoraSpec
+from fedmed.models.base import DTYPES
 
 State = dict[str, torch.Tensor]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ENDINGS = ("lora_A.weight", "lora_B.weight")
 _PEFT_PREFIX = "base_model.model."
 # A module belongs to the first part one of whose names is a component of its path: Qwen2.5-VL's merger lies inside

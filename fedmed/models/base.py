@@ -23,9 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from fedmed.errors import ModelError
 from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -54,13 +57,14 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def load_base(name: str, *, device: str = "cpu", expected_sha256: str = "") -> BaseModel:
-    """The base model `name`, frozen, in eval mode and float32, on `device`.
+def load_base(name: str, *, device: str = "cpu", expected_sha256: str = "", dtype: str = "float32") -> BaseModel:
+    """The base model `name`, frozen and in eval mode, on `device`.
 
     Args:
         name: `fedmed-tiny`, a local folder, or a hub id.
         device: auto, cpu or cuda.
         expected_sha256: of the checkpoint's files; "" takes what is found.
+        dtype: float32, or bfloat16 for half the memory.
 
     Raises:
         ModelError: not found, not readable, another hash, or another kind of model.
@@ -73,12 +77,12 @@ def load_base(name: str, *, device: str = "cpu", expected_sha256: str = "") -> B
             f"base model {name!r} has sha256 {found}, expected {expected_sha256}",
             "every site needs the same checkpoint: copy the consortium's folder, or correct base_model.sha256",
         )
-    model, processor = _read(name, folder)
+    model, processor = _read(name, folder, DTYPES[dtype])
     model.requires_grad_(False)
-    return BaseModel(name, found, model.float().eval().to(target), processor)
+    return BaseModel(name, found, nn.Module.to(model, target, DTYPES[dtype]).eval(), processor)
 
 
-def _read(name: str, folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
+def _read(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, ProcessorMixin]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
@@ -86,9 +90,7 @@ def _read(name: str, folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         processor = AutoProcessor.from_pretrained(folder, **options)
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, **options, dtype=torch.float32, use_safetensors=True
-        )
+        model = AutoModelForImageTextToText.from_pretrained(folder, **options, dtype=dtype, use_safetensors=True)
     # transformers raises whatever its parts raise: one place turns that into a mendable error.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -44,6 +44,7 @@ from fedmed.models.base import BaseModel
 from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import RandomSource
 from fedmed.training.batches import EncodedExamples
+from fedmed.training.device_memory import PhysicalBatch
 from fedmed.training.optimizers import begin_round, make_optimizer
 from fedmed.training.patient_gradients import PatientGradients
 from fedmed.training.steps import RoundPlan, Steps
@@ -66,6 +67,7 @@ class LocalTrainer:
         self._manifest = manifest
         self._random = random
         self._mechanism = mechanism or Mechanism()
+        self._batch: tuple[tuple[int, LoraSpec], PhysicalBatch] | None = None
         self._proven: dict[tuple[object, ...], set[tuple[bool, bool]]] = {}
         positions = getattr(base.model.config.get_text_config(), "max_position_embeddings", 2048)
         self._examples = EncodedExamples(manifest, Collator(base.processor, positions))
@@ -128,9 +130,16 @@ class LocalTrainer:
             should_stop,
             self._mechanism,
             self._proven.setdefault((plan.trainable, plan.precision), set()),
+            self._batch_for(plan),
         ).run()
         self._keep_optimizer(plan, parameters, optimizer)
         return adapter_state(model, plan.trainable)
+
+    def _batch_for(self, plan: RoundPlan) -> PhysicalBatch:
+        """The plan's physical batch, as far as earlier rounds found that it fits."""
+        if self._batch is None or self._batch[0] != (plan.physical_batch, plan.lora):
+            self._batch = ((plan.physical_batch, plan.lora), PhysicalBatch(plan.physical_batch))
+        return self._batch[1]
 
     def close(self) -> None:
         """Takes the adapter off the base model again."""

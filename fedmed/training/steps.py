@@ -5,8 +5,10 @@ draw patients -> draw records -> physical batches -> gradient per patient -> cli
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from peft import PeftModel
@@ -18,8 +20,12 @@ from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import RandomSource
 from fedmed.privacy.sampling import draw_records
 from fedmed.training.batches import EncodedExamples, Group, chunks, pack
+from fedmed.training.device_memory import PhysicalBatch, is_out_of_memory, kept_bytes, set_checkpointing
 from fedmed.training.optimizers import OPTIMIZERS
 from fedmed.training.patient_gradients import PatientGradients, backward, example_losses
+
+log = logging.getLogger("fedmed.training")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +36,11 @@ class RoundPlan:
         lora, privacy, optimizer: as the task says; the site's policy has allowed them.
         trainable: endings of the adapter tensors to train and return, such as ("lora_A", "lora_B").
         precision: float32, or bfloat16: autocast of the frozen model.
-        physical_batch: records in one forward pass; changes time and memory alone.
+        physical_batch: records in one forward pass, 0 chooses by memory; changes time and memory alone.
         lot_size: expected patients a step: sample_rate * RELEASED number of patients.
         run: moments are kept from round to round of one run only.
         frozen_sha256: `state_sha256` of the adapter tensors that do not come in with the state; "" takes any.
+        gradient_checkpointing: layers are run twice and keep less; changes time and memory alone.
     """
 
     lora: LoraSpec
@@ -45,14 +52,15 @@ class RoundPlan:
     lot_size: float
     run: str = ""
     frozen_sha256: str = ""
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.privacy.mode not in ("dp", "none"):
             raise PrivacyError(f"privacy mode={self.privacy.mode!r}: expected dp or none")
         if not self.lot_size > 0:
             raise PrivacyError(f"lot_size={self.lot_size}: expected > 0", "sample_rate and the patient count set it")
-        if self.physical_batch < 1:
-            raise ModelError(f"physical_batch={self.physical_batch}: expected >= 1")
+        if self.physical_batch < 0:
+            raise ModelError(f"physical_batch={self.physical_batch}: expected >= 0")
         if self.precision not in ("float32", "bfloat16"):
             raise ModelError(f"precision={self.precision!r}: expected float32 or bfloat16")
         if self.optimizer.name not in OPTIMIZERS:
@@ -80,20 +88,25 @@ class Steps:
     should_stop: Callable[[], bool]
     mechanism: Mechanism
     proven: set[tuple[bool, bool]]
+    batch: PhysicalBatch
 
     def run(self) -> None:
         """All steps; leaves neither hooks nor gradients behind."""
         private = self.plan.privacy.mode == "dp"
         self.model.eval()
+        set_checkpointing(self.model.get_base_model(), self.plan.gradient_checkpointing)
         engine = PatientGradients(self.model, self.parameters, self.plan.precision, self.proven) if private else None
         try:
             for step in range(self.plan.privacy.steps):
                 drawn = self._draw()
+                if drawn and not self.batch.size:
+                    self._choose_batch(drawn[0][0])
                 gradients = self._private_gradient(engine, drawn) if engine else self._mean_gradient(drawn)
                 self._apply(gradients, check=step == 0)
         finally:
             if engine:
                 engine.close()
+            set_checkpointing(self.model.get_base_model(), on=False)
             self.optimizer.zero_grad(set_to_none=True)
 
     def _draw(self) -> list[list[int]]:
@@ -105,18 +118,22 @@ class Steps:
 
     def _private_gradient(self, engine: PatientGradients, drawn: list[list[int]]) -> list[Tensor]:
         """Clipped, summed over all physical batches, noised once, divided by the public lot size."""
-        privacy = self.plan.privacy
-        total = torch.zeros(sum(engine.sizes), device=self._device)
-        for group in pack(drawn, self.plan.physical_batch):
-            total += self.mechanism.clip(self._group_gradients(engine, group), engine.sizes, privacy)
-        noisy = self.mechanism.noise(total, privacy, self.random) / self.plan.lot_size
+        total = self._within_memory(lambda: self._clipped_sum(engine, drawn))
+        noisy = self.mechanism.noise(total, self.plan.privacy, self.random) / self.plan.lot_size
         parts = noisy.split(engine.sizes)
         return [part.view_as(own) for part, own in zip(parts, self.parameters.values(), strict=True)]
+
+    def _clipped_sum(self, engine: PatientGradients, drawn: list[list[int]]) -> Tensor:
+        """Over all drawn patients: [n]."""
+        total = torch.zeros(sum(engine.sizes), device=self._device)
+        for group in pack(drawn, self.batch.size):
+            total += self.mechanism.clip(self._group_gradients(engine, group), engine.sizes, self.plan.privacy)
+        return total
 
     def _group_gradients(self, engine: PatientGradients, group: Group) -> Tensor:
         """Gradient of every patient of the group [P, n], added up over its chunks."""
         total: Tensor | None = None
-        for chunk in chunks(group, self.plan.physical_batch):
+        for chunk in chunks(group, self.batch.size):
             self._stop_if_asked()
             batch = self.examples.batch(chunk.records).to(self._device)
             owner, weight = chunk.owner.to(self._device), chunk.weight.to(self._device)
@@ -126,11 +143,12 @@ class Steps:
 
     def _mean_gradient(self, drawn: list[list[int]]) -> list[Tensor]:
         """Mode none: the plain mean over the drawn patients; [] when nobody was drawn."""
-        if not drawn:
-            return []
+        return self._within_memory(lambda: self._mean_of(drawn)) if drawn else []
+
+    def _mean_of(self, drawn: list[list[int]]) -> list[Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        for group in pack(drawn, self.plan.physical_batch):
-            for chunk in chunks(group, self.plan.physical_batch):
+        for group in pack(drawn, self.batch.size):
+            for chunk in chunks(group, self.batch.size):
                 self._stop_if_asked()
                 batch = self.examples.batch(chunk.records).to(self._device)
                 losses = example_losses(self.model, batch, self.plan.precision)
@@ -151,6 +169,28 @@ class Steps:
                 raise ModelError(
                     f"adapter tensor {key} did not move in the first step although its gradient is not zero"
                 )
+
+    def _within_memory(self, compute: Callable[[], T]) -> T:
+        """`compute()`, begun anew with half the physical batch whenever memory runs out. It draws and releases nothing."""
+        while True:
+            try:
+                return compute()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.batch.halve()  # outside of the handler, whose traceback would keep the tensors alive
+            log.warning("out of memory: the physical batch is %d from now on", self.batch.size)
+
+    def _choose_batch(self, record: int) -> None:
+        """The physical batch by memory; measured without checkpointing, which errs on the safe side."""
+        batch = self.examples.batch([record]).to(self._device)
+        base = self.model.get_base_model()
+        set_checkpointing(base, on=False)
+        kept = kept_bytes(lambda: example_losses(self.model, batch, self.plan.precision), self.model)
+        set_checkpointing(base, self.plan.gradient_checkpointing)
+        rows = sum(4 * parameter.numel() for parameter in self.parameters.values())
+        self.batch.choose(kept + rows, self._device)
+        log.info("physical batch %d: a record keeps %.1f MB", self.batch.size, (kept + rows) / 1e6)
 
     @property
     def _device(self) -> torch.device:

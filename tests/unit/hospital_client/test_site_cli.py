@@ -106,7 +106,7 @@ def test_an_unreadable_image_is_quarantined_and_counted(site: Path) -> None:
 def test_every_problem_of_both_files_is_named_at_once(site: Path) -> None:
     for name, old, new in [
         ("site.yaml", "device: ", "device: gpu # "),
-        ("site.yaml", "physical_batch: 64", "physical_batch: 0"),
+        ("site.yaml", "physical_batch: 0 ", "physical_batch: -1 "),
         ("policy.yaml", "max_rank: 64", "max_rnk: 64"),
         ("policy.yaml", "base_models: [", "base_models: [abc, "),
     ]:
@@ -115,7 +115,7 @@ def test_every_problem_of_both_files_is_named_at_once(site: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_site(site)
     text = str(caught.value)
-    for named in ("site.yaml: device='gpu'", "physical_batch=0", "max_rnk: unknown", "max_rank: missing"):
+    for named in ("site.yaml: device='gpu'", "physical_batch=-1", "max_rnk: unknown", "max_rank: missing"):
         assert named in text
 
 

@@ -165,7 +165,7 @@ def test_autocast_is_close_to_float32(trainer: LocalTrainer) -> None:
     [
         ({"lot": 0.0}, PrivacyError),
         ({"mode": "maybe"}, PrivacyError),
-        ({"physical_batch": 0}, ModelError),
+        ({"physical_batch": -1}, ModelError),
         ({"precision": "float16"}, ModelError),
         ({"optimizer": OptimizerSpec("lion", 0.1, 0.9, 0.0, True)}, ModelError),
     ],
