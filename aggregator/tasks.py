@@ -25,7 +25,8 @@ from fedmed.config import Experiment, Training
 from fedmed.errors import FederationError
 from fedmed.messages import OptimizerSpec, PrivacySpec, Refusal, TrainResult, TrainTask, decode
 from fedmed.models.adapter import State, decode_state, state_sha256
-from fedmed.privacy.accounting import plan_noise
+from fedmed.privacy.accounting import PrivacyEvent
+from fedmed.privacy.calibration import plan_noise
 
 # More patients than the largest hospital groups hold: such a weight would silence every other site.
 MAX_PATIENTS = 10_000_000
@@ -35,14 +36,25 @@ PAYLOAD_SLACK_BYTES = 1 << 20
 def plan_privacy(experiment: Experiment) -> PrivacySpec:
     """The privacy of every round: the noise is planned once, for all rounds together. Without privacy it is 0.
 
+    A cap is planned for the largest site that the experiment allows: the sites' counts are not known before the run, and
+    a task must have the same bytes after a restart. Each site's ledger charges by the site's own count.
+
     Raises:
         PrivacyError: no noise reaches the asked epsilon.
     """
     privacy, training = experiment.privacy, experiment.training
     noise = 0.0
     if privacy.mode == "dp":
-        steps = training.rounds * training.local_steps
-        noise = privacy.noise_multiplier or plan_noise(privacy.epsilon, privacy.delta, privacy.sample_rate, steps)
+        counts = PrivacyEvent(privacy.metrics_noise_multiplier, privacy.sample_rate, training.rounds)
+        noise = privacy.noise_multiplier or plan_noise(
+            privacy.epsilon,
+            privacy.delta,
+            privacy.sample_rate,
+            training.rounds * training.local_steps,
+            max_patients=privacy.max_patients,
+            num_patients=privacy.site_patients,
+            others=[counts] if privacy.metrics_noise_multiplier else [],
+        )
     return PrivacySpec(
         mode=privacy.mode,
         noise_multiplier=noise,

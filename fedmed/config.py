@@ -27,6 +27,7 @@ from yaml import YAMLError
 
 from fedmed.errors import ConfigError
 from fedmed.messages import LoraSpec
+from fedmed.privacy.events import least_cap
 
 T = TypeVar("T")
 # In a checkout the files are looked up beside the package; in an installation they are shipped inside it.
@@ -104,6 +105,7 @@ class Privacy:
     noise_multiplier: float = number(0)
     clipping: str = choice("flat", "automatic", "per_layer")
     max_patients: int = number(0)
+    site_patients: int = number(0)
     metrics_noise_multiplier: float = number(0)
     insecure_noise_seed: int = number(-1)
 
@@ -330,4 +332,17 @@ def _cross_check(experiment: Experiment) -> list[str]:
         )
     if experiment.privacy.mode == "dp" and experiment.privacy.delta == 0:
         problems.append("privacy.delta=0.0: expected > 0 with privacy.mode=dp")
-    return problems
+    return problems + _check_cap(experiment.privacy)
+
+
+def _check_cap(privacy: Privacy) -> list[str]:
+    """A cap is planned for the largest site, so its size must be known."""
+    if not privacy.max_patients or privacy.mode != "dp":
+        return []
+    if not privacy.site_patients:
+        return ["privacy.site_patients=0: expected the patients of the largest site with privacy.max_patients"]
+    if privacy.max_patients < (least := least_cap(privacy.sample_rate, privacy.site_patients)):
+        return [
+            f"privacy.max_patients={privacy.max_patients}: expected at least sample_rate * site_patients, which is {least}"
+        ]
+    return []

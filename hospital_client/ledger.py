@@ -36,7 +36,12 @@ Composer = Callable[[Sequence[PrivacyEvent], float], float]
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """What one task costs a cohort: `steps` noisy steps. `noise_multiplier` 0 is a task without privacy."""
+    """What one task costs a cohort: `steps` noisy steps. `noise_multiplier` 0 is a task without privacy.
+
+    Attributes:
+        max_patients: cap on the patients of a step, 0 for none.
+        num_patients: public upper bound of the cohort's patients, which a cap's cost depends on; 0 without a cap.
+    """
 
     cohort: str
     run: str
@@ -46,10 +51,12 @@ class Spending:
     sample_rate: float
     steps: int
     delta: float
+    max_patients: int = 0
+    num_patients: int = 0
 
     @property
     def event(self) -> PrivacyEvent:
-        return PrivacyEvent(self.noise_multiplier, self.sample_rate, self.steps)
+        return PrivacyEvent(self.noise_multiplier, self.sample_rate, self.steps, self.max_patients, self.num_patients)
 
 
 @dataclass(frozen=True, slots=True)

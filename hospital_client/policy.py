@@ -10,6 +10,8 @@
 | allow_no_privacy     | mode `none` and this is false                                                      |
 | delta                | mode `dp` with a larger delta, or none at all                                      |
 | max_sample_rate, max_local_steps, max_rounds | it asks for more                                           |
+| patient_count        | `hidden`, and it caps the patients of a step: no public count, no accounting       |
+| (always)             | it caps the patients of a step below those drawn on average                        |
 | min_patients         | the cohort has fewer (the message does not say how many)                           |
 | (always)             | mode, dtype, precision, tensors or numbers that no honest aggregator would send    |
 """
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from fedmed.config import choice, number
 from fedmed.errors import PolicyRefusal
 from fedmed.messages import PrivacySpec, TrainTask
+from fedmed.privacy.events import least_cap
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 ADAPTER_ENDINGS = ("lora_A", "lora_B")
@@ -52,6 +55,16 @@ class Policy:
             return num_patients
         return max(10, 10 * ((num_patients + 5) // 10)) if self.patient_count == "rounded" else 1
 
+    def most_patients(self, num_patients: int) -> int:
+        """A public number that the cohort's count is below; 0 where the count is hidden, and there is none.
+
+        What a cap costs grows with it (fedmed.privacy.events). Rounding hides up to 4 patients; the fifth is the one
+        whose presence nobody may tell.
+        """
+        if self.patient_count == "hidden":
+            return 0
+        return self.released_patients(num_patients) + (1 if self.patient_count == "exact" else 5)
+
     def nominal_patients(self, num_patients: int) -> int:
         """The patient count that scales the gradient. Public, as the release is: the step's size shows it.
 
@@ -71,7 +84,12 @@ def check_cohort(policy: Policy, num_patients: int) -> None:
 
 def check_task(policy: Policy, task: TrainTask, num_patients: int) -> None:
     """Raises PolicyRefusal with every breach in one line; knows nothing of records, only the cohort's size."""
-    breaches = [*_model_breaches(policy, task), *_size_breaches(policy, task), *_privacy_breaches(policy, task.privacy)]
+    breaches = [
+        *_model_breaches(policy, task),
+        *_size_breaches(policy, task),
+        *_privacy_breaches(policy, task.privacy),
+        *_cap_breaches(policy, task.privacy, num_patients),
+    ]
     if breaches:
         raise PolicyRefusal(
             f"the site's policy does not allow the task: {'; '.join(breaches)}",
@@ -129,6 +147,22 @@ def _privacy_breaches(policy: Policy, privacy: PrivacySpec) -> list[str]:
     if privacy.records_per_patient < 1 or not privacy.max_grad_norm > 0:
         breaches.append("privacy.records_per_patient and privacy.max_grad_norm: expected above 0")
     return breaches
+
+
+def _cap_breaches(policy: Policy, privacy: PrivacySpec, num_patients: int) -> list[str]:
+    """Of a cap on the patients of a step. Names the public bound alone, never the count."""
+    cap, most = privacy.max_patients, policy.most_patients(num_patients)
+    if cap < 0:
+        return [f"privacy.max_patients={cap}, expected >= 0 (0 is no cap)"]
+    if not cap or privacy.mode != "dp":
+        return []
+    if not most:
+        return [
+            f"privacy.max_patients={cap}, expected 0: what a cap costs depends on the patient count, which is hidden here"
+        ]
+    if cap < (least := least_cap(privacy.sample_rate, most)):
+        return [f"privacy.max_patients={cap}, expected at least {least}: sample_rate times the site's {most} patients"]
+    return []
 
 
 def _short(hashes: tuple[str, ...]) -> str:

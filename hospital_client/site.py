@@ -233,6 +233,8 @@ class Site:
             sample_rate=task.privacy.sample_rate,
             steps=task.privacy.steps,
             delta=task.privacy.delta,
+            max_patients=task.privacy.max_patients,
+            num_patients=self.policy.most_patients(self.cohort.num_patients) if task.privacy.max_patients else 0,
         )
         policy = self.policy
         reservation = self.ledger.reserve(

@@ -4,11 +4,10 @@
     >>> round(epsilon(events, delta=1e-5), 2)
     4.57
 
-A step draws each patient with probability `sample_rate` on its own (Poisson), bounds each drawn patient's contribution to
-an L2 norm of C, and adds Gaussian noise of standard deviation `noise_multiplier * C` to the sum: the Poisson-subsampled
-Gaussian mechanism. `epsilon` composes such steps with privacy loss distributions (PLD, Google's dp_accounting); the
-discretisation is pessimistic, so the value is an upper bound. `plan_noise` checks its answer against a second
-implementation (Opacus' PRV accountant, Gopi et al., arXiv 2106.02848).
+What an event is, with or without a cap on the patients of a step: fedmed/privacy/events.py. `epsilon` composes privacy loss
+distributions (PLD, Google's dp_accounting; fedmed/privacy/loss.py), always rounded upwards, so the value is an upper
+bound. `cross_check` compares it with a second implementation, Opacus' PRV accountant (Gopi et al., arXiv 2106.02848);
+every plan goes through it. PRV knows no cap: it checks what the same steps cost without one, and a cap only adds.
 
 | case                  | what holds                                                                                |
 | --------------------- | ----------------------------------------------------------------------------------------- |
@@ -25,37 +24,41 @@ implementation (Opacus' PRV accountant, Gopi et al., arXiv 2106.02848).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fedmed.errors import PrivacyError
+import numpy as np
 
-# Width of a PLD bucket. Rounding is upwards: a wider bucket only overstates epsilon (by 0.001 to 0.005 here).
-_FINE = 1e-3
-_COARSE = 5e-3
-# noise_multiplier is planned in units of 1e-3 and looked for up to this bound.
-_RESOLUTION = 1000
-_MAX_NOISE = 10_000.0
-# The accountants may differ by this share of epsilon before a plan is refused.
+from fedmed.errors import PrivacyError
+from fedmed.privacy import loss
+from fedmed.privacy.events import PrivacyEvent, group_events
+
+__all__ = ["CrossCheck", "PrivacyEvent", "check_delta", "cross_check", "epsilon", "group_events"]
+
+# The accountants may differ by this share of epsilon.
 _TOLERANCE = 0.05
+# PRV is not asked for more points of its grid than this, nor outside this range: its exponentials would overflow, its
+# error exceed what it finds.
+_MAX_POINTS = 2**24
+_LEAST_EPSILON, _MOST_EPSILON = 1e-3, 500.0
+_USUAL = "take sample_rate, noise and steps in the usual range; if they are, report this as a bug"
 
 
 @dataclass(frozen=True, slots=True)
-class PrivacyEvent:
-    """`steps` noisy steps with the same noise and sampling.
+class CrossCheck:
+    """Epsilon of the same steps, without a cap, as the two accountants see it."""
 
-    Attributes:
-        noise_multiplier: noise standard deviation / clipping norm, >= 0.
-        sample_rate: probability that a patient is drawn in a step, in [0, 1].
-        steps: number of steps, >= 0; empty draws count.
-    """
+    pld: float
+    prv: float
 
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
+    @property
+    def difference(self) -> float:
+        """As a share of the larger."""
+        return abs(self.pld - self.prv) / max(self.pld, self.prv)
 
 
 def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
@@ -64,127 +67,75 @@ def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
     Raises:
         PrivacyError: a value is outside its range.
     """
-    _check_delta(delta)
+    check_delta(delta)
     grouped = group_events(events)
     if not grouped:
         return 0.0
     if delta == 0 or any(event.noise_multiplier == 0 for event in grouped):
         return math.inf
-    return _pld_epsilon(grouped, delta, _FINE)
-
-
-def group_events(events: Sequence[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
-    """Events with equal noise and rate added up, those that cost nothing left out; sorted, so that it caches."""
-    steps: dict[tuple[float, float], int] = {}
-    for event in events:
-        _check_event(event)
-        if event.steps and event.sample_rate:
-            key = (event.noise_multiplier, event.sample_rate)
-            steps[key] = steps.get(key, 0) + event.steps
-    return tuple(PrivacyEvent(noise, rate, count) for (noise, rate), count in sorted(steps.items()))
-
-
-def plan_noise(target_epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    """The smallest noise_multiplier, rounded up to 0.001, with which `steps` steps stay within `target_epsilon`.
-
-    Raises:
-        PrivacyError: no finite noise reaches the target, a value is out of range, or the two accountants differ by
-            more than 5 % of epsilon.
-    """
-    if not (math.isfinite(target_epsilon) and target_epsilon > 0):
-        raise PrivacyError(f"target epsilon={target_epsilon}: expected > 0 and finite")
-    _check_delta(delta)
-    if delta == 0:
-        raise PrivacyError("delta=0: expected > 0", "Gaussian noise gives no guarantee with delta 0; take 1e-5")
-    return _plan_noise(target_epsilon, delta, sample_rate, steps)
-
-
-@lru_cache(maxsize=256)
-def _plan_noise(target: float, delta: float, sample_rate: float, steps: int) -> float:
-    if not group_events([PrivacyEvent(1.0, sample_rate, steps)]):
-        return 0.0
-
-    def fits(milli: int, interval: float) -> bool:
-        return _pld_epsilon((PrivacyEvent(milli / _RESOLUTION, sample_rate, steps),), delta, interval) <= target
-
-    low, high = _bracket(lambda milli: fits(milli, _COARSE), target)
-    coarse = _smallest(lambda milli: fits(milli, _COARSE), low, high)
-    # Wide buckets overstate epsilon, so the exact answer lies a little below: stride down, then bisect what is left.
-    high, stride = coarse, 2
-    while high > stride and fits(high - stride, _FINE):
-        high, stride = high - stride, 2 * stride
-    best = _smallest(lambda milli: fits(milli, _FINE), max(0, high - stride), high) / _RESOLUTION
-    _cross_check(PrivacyEvent(best, sample_rate, steps), delta)
-    return best
-
-
-def _bracket(fits: Callable[[int], bool], target: float) -> tuple[int, int]:
-    """Noise (in thousandths) that is too little, and noise that is enough."""
-    high = _RESOLUTION
-    while not fits(high):
-        high *= 2
-        if high > _MAX_NOISE * _RESOLUTION:
-            raise PrivacyError(
-                f"epsilon={target:g} is not reached with noise_multiplier up to {_MAX_NOISE:g}",
-                "take fewer steps or rounds, a smaller sample_rate, or a larger epsilon",
-            )
-    low = high // 2
-    while low > _RESOLUTION // 20 and fits(low):
-        low, high = low // 2, low
-    return (0 if fits(low) else low), high
-
-
-def _smallest(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """The smallest value in (low, high] that fits, given that `high` does."""
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
+    return _epsilon(grouped, delta)
 
 
 @lru_cache(maxsize=1024)
-def _pld_epsilon(events: tuple[PrivacyEvent, ...], delta: float, interval: float) -> float:
-    import dp_accounting  # 1.5 s to import, and not every user of this module accounts
-    from dp_accounting.pld import PLDAccountant
-
-    accountant = PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, interval)
-    for event in events:
-        gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
-        step = dp_accounting.PoissonSampledDpEvent(event.sample_rate, gaussian) if event.sample_rate < 1 else gaussian
-        accountant.compose(dp_accounting.SelfComposedDpEvent(step, event.steps))
-    return float(accountant.get_epsilon(delta))
+def _epsilon(events: tuple[PrivacyEvent, ...], delta: float) -> float:
+    try:
+        return float(loss.compose(events, loss.width(events)).get_epsilon_for_delta(delta))
+    except (ArithmeticError, MemoryError, ValueError) as fault:
+        raise PrivacyError(f"the PLD accountant fails at delta {delta:g} on {_named(events)}", _USUAL) from fault
 
 
-def _cross_check(event: PrivacyEvent, delta: float) -> None:
-    """Refuses when the PRV accountant sees another epsilon."""
-    ours = _pld_epsilon((event,), delta, _FINE)
-    theirs = _prv_epsilon(event, delta, error=min(0.01, ours / 100))
-    if not abs(ours - theirs) <= _TOLERANCE * max(ours, theirs):
-        raise PrivacyError(
-            f"the accountants disagree at {event}: epsilon {ours:.4f} by PLD, {theirs:.4f} by PRV",
-            "take a sample_rate and a number of steps in the usual range, or report this as a bug",
-        )
-
-
-def _prv_epsilon(event: PrivacyEvent, delta: float, error: float) -> float:
-    from opacus.accountants import PRVAccountant  # imports torch, which this module must not
-
-    accountant = PRVAccountant()
-    accountant.history = [(event.noise_multiplier, event.sample_rate, event.steps)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # log(0) at sample_rate 1, and hints about RDP orders that size its domain
-        return float(accountant.get_epsilon(delta, eps_error=error))
-
-
-def _check_delta(delta: float) -> None:
+def check_delta(delta: float) -> None:
+    """Raises PrivacyError when `delta` is not in [0, 1)."""
     if not 0 <= delta < 1:
         raise PrivacyError(f"delta={delta}: expected 0 <= delta < 1")
 
 
-def _check_event(event: PrivacyEvent) -> None:
-    if not (math.isfinite(event.noise_multiplier) and event.noise_multiplier >= 0):
-        raise PrivacyError(f"noise_multiplier={event.noise_multiplier}: expected >= 0 and finite")
-    if not 0 <= event.sample_rate <= 1:
-        raise PrivacyError(f"sample_rate={event.sample_rate}: expected 0 <= sample_rate <= 1")
-    if event.steps < 0:
-        raise PrivacyError(f"steps={event.steps}: expected >= 0")
+def cross_check(events: Sequence[PrivacyEvent], delta: float) -> CrossCheck:
+    """Asks the PRV accountant for the same epsilon. Events with noise, at least one that costs something.
+
+    Raises:
+        PrivacyError: they differ by more than 5 %, or PRV cannot be asked.
+    """
+    plain = group_events([dataclasses.replace(event, max_patients=0, num_patients=0) for event in events])
+    ours = epsilon(plain, delta)
+    check = CrossCheck(ours, _prv_epsilon(plain, delta, ours))
+    if not check.difference <= _TOLERANCE:
+        raise PrivacyError(
+            f"the accountants disagree: epsilon {check.pld:.4g} by PLD, {check.prv:.4g} by PRV, at delta {delta:g} for "
+            f"{_named(plain)}",
+            _USUAL,
+        )
+    return check
+
+
+def _named(events: Sequence[PrivacyEvent]) -> str:
+    return " and ".join(
+        f"{event.steps} steps of noise_multiplier={event.noise_multiplier:g}, sample_rate={event.sample_rate:g}"
+        for event in events
+    )
+
+
+@lru_cache(maxsize=256)
+def _prv_epsilon(events: tuple[PrivacyEvent, ...], delta: float, expected: float) -> float:
+    """PRV's upper bound, to 1 % of the `expected` epsilon."""
+    error = min(0.05, max(expected, _LEAST_EPSILON) / 100)
+    steps = sum(event.steps for event in events)
+    points = 2 * (expected + 3) / error * math.sqrt(steps * math.log(12_000 / delta) / 2)
+    if points > _MAX_POINTS or not _LEAST_EPSILON <= expected <= _MOST_EPSILON:
+        raise PrivacyError(
+            f"epsilon {expected:.4g} at delta {delta:g} is out of the PRV accountant's reach, so this cannot be "
+            f"checked: {_named(events)}",
+            _USUAL,
+        )
+    from opacus.accountants import PRVAccountant  # imports torch, which this module must not
+
+    accountant = PRVAccountant()
+    accountant.history = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # log(0) at sample_rate 1, and hints about RDP orders that size its domain
+            return float(accountant.get_epsilon(delta, eps_error=error))
+    except (ArithmeticError, RuntimeError, ValueError) as fault:
+        raise PrivacyError(
+            f"the PRV accountant fails on {_named(events)}, so this cannot be checked", _USUAL
+        ) from fault

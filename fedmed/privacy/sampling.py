@@ -10,6 +10,8 @@
 |                      | is what the accounting assumes; shuffled or fixed-size batches leak up to four times     |
 |                      | more than accounted as Poisson (arXiv 2411.10614)                                        |
 | which records        | are drawn for each patient apart: the guarantee covers the patient, whatever is drawn    |
+| max_patients         | where more were drawn, a uniformly random subset of so many of them stays: what the      |
+|                      | accounting of a cap assumes (fedmed.privacy.events; arXiv 2508.15089)                    |
 | empty draw           | allowed, and a step like any other: noise alone is released                              |
 | sample_rate 0 or 1   | nobody; everybody                                                                        |
 | fewer records than k | all of them                                                                              |
@@ -29,16 +31,17 @@ from fedmed.privacy.random import RandomSource
 def draw_patients(
     num_patients: int, sample_rate: float, random: RandomSource, max_patients: int = 0
 ) -> npt.NDArray[np.intp]:
-    """Indices, ascending, of the patients of one step. May be empty.
+    """Indices, ascending, of the patients of one step: at most `max_patients`, where that is not 0. May be empty.
 
     Raises:
-        PrivacyError: `sample_rate` is outside [0, 1].
+        PrivacyError: `sample_rate` is outside [0, 1], or `max_patients` is negative.
     """
     if not 0 <= sample_rate <= 1:
         raise PrivacyError(f"sample_rate={sample_rate}: expected 0 <= sample_rate <= 1")
-    if max_patients:
-        raise PrivacyError(f"max_patients={max_patients}: expected 0, a cap is not accounted for yet")
-    return np.flatnonzero(random.uniform(num_patients) < sample_rate)
+    if max_patients < 0:
+        raise PrivacyError(f"max_patients={max_patients}: expected >= 0 (0 is no cap)")
+    drawn = np.flatnonzero(random.uniform(num_patients) < sample_rate)
+    return drawn[_subset(len(drawn), max_patients, random)] if 0 < max_patients < len(drawn) else drawn
 
 
 def draw_records(records: Sequence[int], at_most: int, random: RandomSource) -> list[int]:
@@ -49,7 +52,12 @@ def draw_records(records: Sequence[int], at_most: int, random: RandomSource) -> 
     """
     if at_most < 1:
         raise PrivacyError(f"records_per_patient={at_most}: expected >= 1")
-    if len(records) <= at_most:
-        return sorted(records)
-    chosen = np.argsort(random.uniform(len(records)))[:at_most]
-    return sorted(records[index] for index in chosen)
+    ordered = sorted(records)
+    if len(ordered) <= at_most:
+        return ordered
+    return [ordered[index] for index in _subset(len(records), at_most, random)]
+
+
+def _subset(count: int, size: int, random: RandomSource) -> npt.NDArray[np.intp]:
+    """`size` of the indices below `count`, ascending, every subset equally likely."""
+    return np.sort(np.argsort(random.uniform(count))[:size])

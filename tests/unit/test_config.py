@@ -55,11 +55,21 @@ def test_all_problems_are_reported_at_once_with_their_paths() -> None:
         "partition.sites=[a,a]",
         "name=../escape",
         "privacy.delta=0",
+        "privacy.max_patients=-1",
     ],
 )
 def test_out_of_range_values_are_named(override: str) -> None:
     (problem,) = problems_of(override)
     assert problem.startswith(override.split("=")[0])
+
+
+def test_a_cap_needs_the_size_of_the_largest_site_and_room_for_the_average_draw() -> None:
+    assert problems_of("privacy.max_patients=30") == [
+        "privacy.site_patients=0: expected the patients of the largest site with privacy.max_patients"
+    ]
+    (problem,) = problems_of("privacy.max_patients=30", "privacy.site_patients=301", "privacy.sample_rate=0.1")
+    assert problem == "privacy.max_patients=30: expected at least sample_rate * site_patients, which is 31"
+    load_experiment("demo", ["privacy.sample_rate=0.1", "privacy.max_patients=31", "privacy.site_patients=301"])
 
 
 def test_hash_follows_the_content_alone() -> None:

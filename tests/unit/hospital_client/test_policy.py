@@ -59,6 +59,8 @@ def test_an_ordinary_task_passes() -> None:
         ({"run": "a" * 129}, "run:"),
         ({"trainable": ("lm_head",)}, "trainable"),
         ({"trainable": ()}, "trainable"),
+        ({"max_patients": 10}, "max_patients=10, expected at least 11"),
+        ({"max_patients": -1}, "max_patients=-1"),
         ({"dtype": "float16"}, "dtype"),
         ({"precision": "int8"}, "precision"),
     ],
@@ -97,3 +99,23 @@ def test_no_privacy_passes_only_where_the_hospital_allows_it() -> None:
 def test_the_patient_count_that_leaves(kind: str, patients: int, released: int, nominal: int) -> None:
     rules = policy(patient_count=kind)
     assert (rules.released_patients(patients), rules.nominal_patients(patients)) == (released, nominal)
+
+
+@pytest.mark.parametrize(
+    ("kind", "patients", "most"),
+    [("exact", 23, 24), ("rounded", 3, 15), ("rounded", 24, 25), ("rounded", 25, 35), ("hidden", 500, 0)],
+)
+def test_a_public_number_above_the_count(kind: str, patients: int, most: int) -> None:
+    assert policy(patient_count=kind).most_patients(patients) == most
+
+
+def test_the_public_bound_is_above_every_count_that_is_released_alike() -> None:
+    rules = policy()
+    assert all(rules.most_patients(count) > count for count in range(1, 300))
+
+
+def test_a_cap_needs_a_count_that_is_public() -> None:
+    check_task(policy(), example_task(max_patients=11), num_patients=100)
+    with pytest.raises(PolicyRefusal, match=r"max_patients=90, expected 0: .* hidden") as caught:
+        check_task(policy(patient_count="hidden"), example_task(max_patients=90), num_patients=137)
+    assert "137" not in str(caught.value)

@@ -1,5 +1,6 @@
 """A site's answers: every fault is a Refusal, nothing leaves unaccounted, and messages tell nothing of the site."""
 
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from fedmed.errors import DataError, LedgerError, ModelError, WireError
 from fedmed.messages import DescribeTask, Refusal, SiteInfo, TrainResult, TrainTask, decode, encode, sha256_hex
+from fedmed.privacy.accounting import PrivacyEvent
 from hospital_client.audit import Audit
 from hospital_client.fakes import BASE_SHA256, EchoTrainer, example_task, linear_epsilon
 from hospital_client.ledger import Ledger
@@ -135,6 +137,13 @@ def test_the_budget_is_refused_before_the_trainer_runs(bench: Bench) -> None:
     assert "budget 3.5" in answers[3].message
     assert bench.trainer.rounds_trained == 3
     assert site.epsilon_spent() == pytest.approx(3.0)
+
+
+def test_a_cap_is_charged_with_the_bound_that_the_policy_makes_public(bench: Bench) -> None:
+    site = bench.start(policy=dataclasses.replace(bench.policy, epsilon_budget=8.0))
+    assert isinstance(ask(site, example_task(max_patients=12)), TrainResult)
+    (event,) = site.ledger.spent_events("north")
+    assert event == PrivacyEvent(1.0, 0.1, 10, max_patients=12, num_patients=65)
 
 
 def test_a_run_reports_its_own_epsilon_and_the_cohorts(bench: Bench) -> None:

@@ -33,6 +33,33 @@ def test_nobody_and_everybody(rate: float, expected: list[int]) -> None:
     assert draw_patients(5, rate, SecureRandom()).tolist() == expected
 
 
+def test_above_the_cap_a_uniformly_random_subset_stays() -> None:
+    patients, rate, cap, draws, random = 20, 0.5, 9, 6000, SecureRandom()
+    drawn = [draw_patients(patients, rate, random, cap) for _ in range(draws)]
+    sizes = Counter(map(len, drawn))
+    assert max(sizes) == cap
+    # Sizes below the cap stay as Poisson sampling makes them; all above become the cap.
+    low, high = stats.binom.ppf([1e-8, 1 - 1e-8], draws, stats.binom.sf(cap - 1, patients, rate))
+    assert low <= sizes[cap] <= high
+    counts = Counter(int(index) for step in drawn for index in step)
+    kept = sum(stats.binom.pmf(size, patients, rate) * min(size, cap) for size in range(patients + 1)) / patients
+    low, high = stats.binom.ppf([1e-8, 1 - 1e-8], draws, kept)
+    assert all(low <= counts[patient] <= high for patient in range(patients))
+    assert all((step[:-1] < step[1:]).all() for step in drawn)
+
+
+def test_pairs_stay_as_often_as_any_other() -> None:
+    random, draws = SecureRandom(), 6000
+    pairs = Counter(tuple(draw_patients(5, 1.0, random, 2).tolist()) for _ in range(draws))
+    assert len(pairs) == 10
+    assert stats.chisquare(list(pairs.values())).pvalue > 1e-8
+
+
+def test_a_negative_cap_is_refused() -> None:
+    with pytest.raises(PrivacyError, match="max_patients=-1"):
+        draw_patients(5, 0.5, SecureRandom(), -1)
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
 def test_a_rate_out_of_range_is_refused(rate: float) -> None:
     with pytest.raises(PrivacyError, match="sample_rate"):
