@@ -12,7 +12,7 @@ columns at once: sums wrap around, logical shifts are arithmetic ones with a mas
 | key and nonce                | 256 and 64 fresh bits of os.urandom for every Keystream; never a seed             |
 | how long before it repeats   | the 64-bit counter allows 2^63 blocks, 2^66 numbers, of one key; torch refuses to |
 |                              | count further                                                                     |
-| words made but not asked for | kept for the next call; words handed out are forgotten                            |
+| words made but not asked for | kept for the next call; a word handed out is never handed out again               |
 | who uses it                  | every device but the CPU, where AES instructions are faster (fedmed.privacy.random) |
 """
 

@@ -65,7 +65,10 @@ def clip_and_sum(gradients: Tensor, max_norm: float, rule: str = "flat", sizes: 
     if not bool(finite.all()):
         return clip_and_sum(gradients[finite], max_norm, rule, sizes)
     factors = RULES[rule](norms, max_norm * (1 - _SLACK) / math.sqrt(len(parts)))
-    return torch.cat([factor.to(part.dtype) @ part for factor, part in zip(factors, parts, strict=True)])
+    total = parts[0].new_empty(gradients.shape[1])
+    for factor, part, target in zip(factors, parts, total.split([part.shape[1] for part in parts]), strict=True):
+        torch.mv(part.T, factor.to(part.dtype), out=target)
+    return total
 
 
 def _flat(norms: Tensor, bound: float) -> Tensor:
@@ -100,6 +103,8 @@ def _parts(gradients: Tensor, max_norm: float, rule: str, sizes: Sequence[int]) 
 def _norms(part: Tensor) -> Tensor:
     """L2 norm of every row: [P, n_j] -> float64 [P]. Blocks in the input's precision, between blocks in float64."""
     blocks = part.shape[1] // _NORM_BLOCK
+    if not blocks:
+        return torch.linalg.vector_norm(part, dim=1).double()
     whole, rest = part[:, : blocks * _NORM_BLOCK], part[:, blocks * _NORM_BLOCK :]
     inner = torch.linalg.vector_norm(whole.unflatten(1, (blocks, _NORM_BLOCK)), dim=2).double()
     return torch.hypot(torch.linalg.vector_norm(inner, dim=1), torch.linalg.vector_norm(rest, dim=1).double())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedmed.errors import PrivacyError
 from fedmed.privacy import noise
@@ -48,3 +49,29 @@ def test_blocks_cover_the_sum_and_keep_its_dtype(dtype: torch.dtype, monkeypatch
     assert noisy.dtype == dtype
     assert torch.equal(noisy, expected.to(dtype))
     assert torch.equal(total, torch.arange(30, dtype=dtype))  # not in place
+
+
+class CpuTensors(TorchDispatchMode):
+    """Notes the size of every tensor that an operation makes on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.device.type == "cpu":
+            self.sizes.append(made.numel())
+        return made
+
+
+def test_another_device_than_the_cpu_makes_its_noise_itself() -> None:
+    """torch's `meta` device computes shapes alone: it stands for a GPU. Only the key's words may be made on the CPU."""
+    total = torch.zeros(3_000_000, device="meta")
+    with CpuTensors() as made:
+        noisy = add_noise(total, 1.0, SecureRandom())
+    assert (noisy.device.type, noisy.shape, noisy.dtype) == ("meta", (3_000_000,), torch.float32)
+    assert max(made.sizes, default=0) <= 12
+    with CpuTensors() as made:
+        add_noise(torch.zeros(300), 1.0, SecureRandom())
+    assert max(made.sizes) >= 300  # the watch sees what it looks for
