@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,10 +54,8 @@ def measure(patients: int, numbers: int, device: torch.device = CPU, repeat: int
     tensors = min(TENSORS, numbers)
     sizes = [numbers // tensors + (index < numbers % tensors) for index in range(tensors)]
     secure, plain = SecureRandom(), TorchNormal()
-    calls: dict[str, Callable[[], object]] = {
-        rule: lambda rule=rule: clip_and_sum(matrix, 1.0, rule, sizes) for rule in RULES
-    }
-    calls |= {"noise": lambda: add_noise(total, 1.0, secure), "torch_normal": lambda: add_noise(total, 1.0, plain)}
+    calls: dict[str, Callable[[], Tensor]] = {rule: partial(clip_and_sum, matrix, 1.0, rule, sizes) for rule in RULES}
+    calls |= {"noise": partial(add_noise, total, 1.0, secure), "torch_normal": partial(add_noise, total, 1.0, plain)}
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
