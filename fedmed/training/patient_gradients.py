@@ -37,8 +37,9 @@ from torch import Tensor, nn
 from fedmed.data.collate import IGNORE, Batch
 from fedmed.errors import PrivacyError
 from fedmed.models.adapter import part_of
+from fedmed.training.gradient_matrix import Matrix
 from fedmed.training.ownership import HINT, Owners
-from fedmed.training.taps import Matrix, Tap, is_lora, tap_for
+from fedmed.training.taps import Tap, is_lora, tap_for
 
 # How far a patient's row may lie from autograd's own gradient, relative: autocast rounds to 8 bits.
 _AGREEMENT = {"float32": 1e-3, "bfloat16": 1e-1}
