@@ -28,8 +28,7 @@ from fedmed.data.schema import Example
 from fedmed.data.sources import load_source
 
 IMAGES_PER_PATIENT = 4
-EPSILONS = (4.0, 1.0, None, 0.5, 2.0, 8.0)
-GROUPED_EPSILONS = (4.0, 1.0, 2.0, 8.0, 0.5)
+EPSILONS = (4.0, None, 0.5, 2.0, 8.0, 1.0)
 SEEDS = (0, 1, 2)
 
 
@@ -90,9 +89,9 @@ def group_patients(examples: Sequence[Example], size: int) -> list[Example]:
 
 def _plan(cohorts: Sequence[str], epsilons: Sequence[float]) -> Iterator[tuple[str, float | None, int]]:
     """The runs in the order of what is worth most if time runs out."""
-    for epsilon in EPSILONS:
-        for cohort, own in (("single", EPSILONS), ("grouped", GROUPED_EPSILONS)):
-            if cohort in cohorts and epsilon in own and (not epsilons or epsilon in epsilons):
+    for cohort in cohorts:
+        for epsilon in EPSILONS:
+            if not epsilons or epsilon in epsilons:
                 yield from ((cohort, epsilon, seed) for seed in SEEDS)
 
 
