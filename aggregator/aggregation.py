@@ -11,7 +11,8 @@ clock are elsewhere.
     0.25
 
 A state maps a tensor's name to a CPU float32 tensor; names end in `lora_A.weight` [r, i] or `lora_B.weight` [o, r], r
-the rank, i and o the layer's input and output width. The layer's weight is W0 + s B A, s = alpha / r.
+the rank, i and o the layer's input and output width. The layer's weight is W0 + s B A, s = alpha / r. Names of other
+endings are tensors of modules trained whole (fedmed.models.kinds): every method averages them as they are.
 
 | method   | update of the global adapter     | up / down   | exact                                   | linear |
 | -------- | -------------------------------- | ----------- | --------------------------------------- | ------ |
@@ -42,6 +43,7 @@ import torch
 from torch import Tensor
 
 from fedmed.errors import FederationError
+from fedmed.models.kinds import KINDS, LORA_B, SAVED, kind_of
 
 State = dict[str, Tensor]
 
@@ -59,8 +61,8 @@ class Method:
     """One entry of the table.
 
     Attributes:
-        trainable: endings of the tensors that a site trains and sends up.
-        down: endings of the tensors that the aggregator sends; the others follow from the public seed.
+        trainable: kinds of tensors (see fedmed.models.kinds) that a site trains and sends up.
+        down: kinds of tensors that the aggregator sends; the others follow from the public seed.
         exact: the aggregated product B A equals the weighted mean of the sites' products.
         linear: the result depends on a weighted sum only, so secure aggregation can compute it.
         mixed_ranks: sites may have adapters of different rank.
@@ -99,10 +101,9 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def select(state: Mapping[str, Tensor], endings: Sequence[str]) -> State:
-    """The tensors whose name ends in one of `endings`, with or without `.weight`: those that travel."""
-    suffixes = tuple(suffix for ending in endings for suffix in (ending, f"{ending}.weight"))
-    return {name: tensor for name, tensor in state.items() if name.endswith(suffixes)}
+def select(state: Mapping[str, Tensor], kinds: Sequence[str]) -> State:
+    """The tensors of these kinds: those that travel."""
+    return {name: tensor for name, tensor in state.items() if kind_of(name) in kinds}
 
 
 def fold_mean(mean: WeightedMean | None, update: Mapping[str, Tensor], weight: float) -> WeightedMean:
@@ -178,8 +179,8 @@ def product_error(
 register(
     Method(
         name="fedavg",
-        trainable=("lora_A", "lora_B"),
-        down=("lora_A", "lora_B"),
+        trainable=KINDS,
+        down=KINDS,
         exact=False,
         linear=True,
         mixed_ranks=False,
@@ -191,8 +192,8 @@ register(
 register(
     Method(
         name="ffa_lora",
-        trainable=("lora_B",),
-        down=("lora_B",),
+        trainable=(LORA_B, SAVED),
+        down=(LORA_B, SAVED),
         exact=True,
         linear=True,
         mixed_ranks=False,

@@ -74,7 +74,7 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
     from aggregator.strategy import run_federation
     from fedmed.data.manifest import load_manifest
     from fedmed.metrics.scores import Scores
-    from fedmed.models.adapter import State, adapter_state, add_adapter, load_adapter_state
+    from fedmed.models.adapter import State, adapter_state, add_adapter, load_adapter_state, remove_adapter
     from fedmed.models.base import load_base
     from fedmed.training.evaluate import evaluate
 
@@ -98,7 +98,7 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
 
     store = RoundStore(run_dir / "rounds")
     run_federation(experiment, exchange, store, score_adapter, events, initial, base.sha256)
-    model.unload()
+    remove_adapter(model)
     build_model(run_dir, experiment, base)  # here, where torch and the base model are loaded
 
 

@@ -33,6 +33,7 @@ from aggregator.report import build_report, registry_entry, write_html, write_js
 from aggregator.story import run_info
 from fedmed.config import Experiment, parse_experiment
 from fedmed.errors import FederationError, ModelError, RegistryError
+from fedmed.models.kinds import SAVED, kind_of, layer_of
 
 if TYPE_CHECKING:
     import torch
@@ -212,16 +213,18 @@ def _write_weights(
 
 def save_peft_adapter(folder: Path, spec: LoraSpec, state: Mapping[str, torch.Tensor], base_name: str) -> None:
     """The adapter as PEFT saves it, so that `PeftModel.from_pretrained(base, folder)` reads it."""
+    from peft.utils.constants import DUMMY_TARGET_MODULES
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    modules = sorted({key.rsplit(".lora_", 1)[0] for key in state})
+    modules = sorted({layer_of(key) for key in state if kind_of(key) != SAVED})
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": base_name,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
-        "target_modules": modules,
+        "target_modules": modules or DUMMY_TARGET_MODULES,
+        "modules_to_save": list(spec.modules_to_save) or None,
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,

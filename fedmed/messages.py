@@ -116,7 +116,7 @@ class TrainTask:
         method: entry of the aggregation table, for the site's policy.
         init_seed: public seed that draws the adapter's first A matrices, the same at every site.
         frozen_sha256: hash of the tensors that do not travel down but follow from `init_seed`; empty when all travel.
-        trainable: endings of adapter tensor names that the site trains and sends up, e.g. ("lora_A", "lora_B").
+        trainable: kinds of adapter tensors (fedmed.models.kinds) that the site trains and sends up.
         dtype: of the tensors on the wire: float32 or bfloat16. Training is in float32.
         precision: float32, or bfloat16 for autocast of the frozen model.
         payload_sha256: of the payload; filled in by `encode`.

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from fedmed.config import choice, number
 from fedmed.errors import PolicyRefusal
 from fedmed.messages import PrivacySpec, TrainTask
+from fedmed.models.kinds import KINDS
 from fedmed.privacy.events import least_cap
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-ADAPTER_ENDINGS = ("lora_A", "lora_B")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "sgd", "adam_bc")
 
@@ -108,8 +108,8 @@ def _model_breaches(policy: Policy, task: TrainTask) -> list[str]:
         breaches.append(f"lora.rank={task.lora.rank}, expected 1 to {policy.max_rank}")
     if not task.lora.alpha > 0:
         breaches.append(f"lora.alpha={task.lora.alpha:g}, expected > 0")
-    if not task.trainable or not set(task.trainable) <= set(ADAPTER_ENDINGS):
-        breaches.append(f"trainable={list(task.trainable)!r:.80}, expected some of {', '.join(ADAPTER_ENDINGS)}")
+    if not task.trainable or not set(task.trainable) <= set(KINDS):
+        breaches.append(f"trainable={list(task.trainable)!r:.80}, expected some of {', '.join(KINDS)}")
     return breaches
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters: where they sit, how they start, and their tensors as a plain dictionary that travels.
+"""Adapters: where they sit, how they start, and their tensors as a plain dictionary that travels.
 
     model + LoraSpec + public seed -> PeftModel -> State (key -> float32 tensor) -> safetensors bytes, and back
 
@@ -9,18 +9,31 @@
     ['model.multi_modal_projector.linear_1.lora_A.weight', 'model.multi_modal_projector.linear_1.lora_B.weight']
 
 Shapes: A [rank, in], B [out, rank]; the layer adds alpha / rank * B A to its weight (Hu et al., arXiv 2106.09685).
-A key is the adapted module's path in the plain model, then lora_A.weight or lora_B.weight: no prefix of PEFT's.
+A key is the adapted module's path in the plain model, then lora_A.weight or the like (see fedmed.models.kinds), or the
+path of a parameter that is trained whole: no prefix of PEFT's.
+
+| asked for                                    | result                                                             |
+| -------------------------------------------- | ------------------------------------------------------------------ |
+| all-linear                                   | LoRA on every nn.Linear of the parts; never on lm_head             |
+| a name of Conv2d, Conv3d or Embedding layers | LoRA on them, where `_adaptable` can be merged exactly             |
+| modules_to_save                              | these modules trained whole, from the base's weights; no LoRA inside |
+| an embedding tied to lm_head                 | adapted alone: lm_head keeps the base's weight, merging unties them |
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -30,10 +43,13 @@ from transformers import PreTrainedModel
 from fedmed.errors import ModelError, WireError
 from fedmed.messages import LoraSpec
 from fedmed.models.base import DTYPES
+from fedmed.models.kinds import LORA_A, LORA_B, SAVED, kind_of
 
 State = dict[str, torch.Tensor]
-_ENDINGS = ("lora_A.weight", "lora_B.weight")
 _PEFT_PREFIX = "base_model.model."
+_SAVED_PATH = ".modules_to_save.default."
+_KEY = re.compile(r"\w+(\.\w+)+", re.ASCII)
+_LORA_AXES = (2, 4, 5)  # of linear layers and embeddings, Conv2d, Conv3d
 # A module belongs to the first part one of whose names is a component of its path: Qwen2.5-VL's merger lies inside
 # its `visual`, so the projector is looked for first.
 _PART_NAMES = {
@@ -52,78 +68,124 @@ def part_of(path: str) -> str | None:
 
 
 def find_targets(model: nn.Module, spec: LoraSpec) -> list[str]:
-    """Sorted paths of the linear layers that `spec` names.
+    """Sorted paths of the layers that `spec` puts LoRA on; [] when all of the parts is trained whole.
 
     Raises:
-        ModelError: the model lacks a part, or a target matches no linear layer of the parts.
+        ModelError: the model lacks a part, or a target matches no layer of the parts that LoRA can be put on.
     """
-    linear = {name: part_of(name) for name, module in model.named_modules() if type(module) is nn.Linear}
-    if missing := [part for part in spec.parts if part not in linear.values()]:
-        found = sorted({part for part in linear.values() if part})
+    layers = {name: module for name, module in model.named_modules() if _adaptable(module)}
+    parts = {part_of(name) for name, module in layers.items() if type(module) is nn.Linear}
+    if missing := [part for part in spec.parts if part not in parts]:
+        found = sorted({part for part in parts if part})
         raise ModelError(f"lora.parts: the model has no linear layers in {missing}, it has {found}")
-    inside = sorted(name for name, part in linear.items() if part in spec.parts)
+    saved = find_saved(model, spec)
+    inside = sorted(name for name in layers if part_of(name) in spec.parts and not _lies_in(name, saved))
     if spec.targets == ("all-linear",):
-        return inside
+        return [name for name in inside if type(layers[name]) is nn.Linear]
     for target in spec.targets:
         if not any(_ends_with(name, target) for name in inside):
             endings = sorted({name.rsplit(".", 1)[-1] for name in inside})
             raise ModelError(
-                f"lora.targets: {target!r} matches no linear layer of {list(spec.parts)}", f"try {endings}"
+                f"lora.targets: {target!r} matches no linear, convolution or embedding layer of {list(spec.parts)}",
+                f"try {endings}" if endings else "these parts are in lora.modules_to_save: take targets all-linear",
             )
     return [name for name in inside if any(_ends_with(name, target) for target in spec.targets)]
 
 
+def find_saved(model: nn.Module, spec: LoraSpec) -> list[str]:
+    """Sorted paths of the modules that `spec` trains whole; of two that lie in each other, the outer one.
+
+    Raises:
+        ModelError: an ending matches no module with weights, or one outside of the parts and lm_head.
+    """
+    modules = [name for name, module in model.named_modules() if any(True for _ in module.parameters())]
+    found: set[str] = set()
+    for ending in spec.modules_to_save:
+        matching = [name for name in modules if name and _ends_with(name, ending)]
+        if not matching:
+            raise ModelError(
+                f"lora.modules_to_save: {ending!r} matches no module with weights", "take the ending of a path"
+            )
+        if stray := [name for name in matching if part_of(name) is None and "lm_head" not in name.split(".")]:
+            raise ModelError(f"lora.modules_to_save: {stray[0]} belongs to no part of {sorted(_PART_NAMES)}")
+        found.update(matching)
+    return sorted(name for name in found if not _lies_in(name, found - {name}))
+
+
 def add_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
-    """`model` with LoRA layers put in place (it is changed, not copied), A drawn from the public `seed`, B zero.
+    """`model` with its adapter put in place (it is changed, not copied), as `reset_adapter` starts it.
 
     The model must be on its device already: moving it later would leave an optimizer with the old tensors.
 
     Raises:
-        ModelError: the model has an adapter already, or see `find_targets`.
+        ModelError: the model has an adapter already, or see `find_targets` and `find_saved`.
     """
-    if any(".lora_A." in name for name, _ in model.named_parameters()):
-        raise ModelError("the model carries an adapter already", "remove it first with PeftModel.unload()")
+    if any(isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) for module in model.modules()):
+        raise ModelError("the model carries an adapter already", "take it off first with remove_adapter")
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=cast(int, spec.alpha),  # PEFT annotates an int and takes any number
-        target_modules=find_targets(model, spec),
+        target_modules=find_targets(model, spec) or DUMMY_TARGET_MODULES,
+        modules_to_save=find_saved(model, spec) or None,
         lora_dropout=0.0,
         bias="none",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # An embedding tied to lm_head is adapted alone, and merge_adapter unties it.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         adapted = cast(PeftModel, get_peft_model(model, config))
+    for wrapper in _saved_wrappers(adapted):
+        wrapper.modules_to_save.float()
     reset_adapter(adapted, seed)
     return adapted
 
 
+def remove_adapter(model: nn.Module) -> nn.Module:
+    """The plain model with the base's weights, in place. PEFT's own `unload` would leave trained whole modules in it."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    for path, module in list(plain.named_modules()):
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            parent, _, name = path.rpartition(".")
+            base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
+            setattr(plain.get_submodule(parent), name, base)
+    plain.__dict__.pop("peft_config", None)
+    return plain
+
+
 def reset_adapter(model: PeftModel, seed: int) -> None:
-    """A anew from `seed` (Kaiming uniform with a = sqrt(5), as PEFT does, on the CPU, in sorted key order), B zero."""
+    """A anew from `seed`, B zero, saved modules as the base has them: the same at every site.
+
+    A is Kaiming uniform with a = sqrt(5), as PEFT draws it for linear layers: on the CPU, in sorted key order. An
+    embedding's input is one word of many, so its A is drawn as for one input.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for key, parameter in adapter_parameters(model).items():
-            if key.endswith("lora_B.weight"):
+        for key, parameter in adapter_parameters(model, (LORA_A, LORA_B)).items():
+            if kind_of(key) == LORA_B:
                 parameter.zero_()
             else:
-                bound = 1 / math.sqrt(parameter.shape[1])
+                inputs = parameter[0].numel() if key.endswith(".weight") else 1
                 drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
-                parameter.copy_((2 * drawn - 1) * bound)
+                parameter.copy_((2 * drawn - 1) / math.sqrt(inputs))
+        for wrapper in _saved_wrappers(model):
+            wrapper.modules_to_save["default"].load_state_dict(wrapper.original_module.state_dict())
 
 
-def adapter_parameters(model: nn.Module, endings: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by stable key, sorted. `endings`: such as ("lora_B",); empty takes all."""
+def adapter_parameters(model: nn.Module, kinds: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by stable key, sorted. `kinds`: see fedmed.models.kinds; empty takes all."""
     found = {
-        name.removeprefix(_PEFT_PREFIX).replace(".default.", "."): parameter
+        _stable_key(name): parameter
         for name, parameter in model.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name
+        if ".lora_" in name or _SAVED_PATH in name
     }
-    return {key: found[key] for key in sorted(found) if not endings or _has_ending(key, endings)}
+    return {key: found[key] for key in sorted(found) if not kinds or kind_of(key) in kinds}
 
 
-def adapter_state(model: nn.Module, endings: Sequence[str] = ()) -> State:
-    """Copies of the adapter's tensors on the CPU in float32, sorted by key. `endings` as in `adapter_parameters`."""
+def adapter_state(model: nn.Module, kinds: Sequence[str] = ()) -> State:
+    """Copies of the adapter's tensors on the CPU in float32, sorted by key. `kinds` as in `adapter_parameters`."""
     return {
         key: parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
-        for key, parameter in adapter_parameters(model, endings).items()
+        for key, parameter in adapter_parameters(model, kinds).items()
     }
 
 
@@ -182,7 +244,8 @@ def decode_state(payload: bytes | memoryview) -> State:
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise WireError(f"an adapter payload of {len(payload)} bytes is not safetensors") from error
     for key, value in tensors.items():
-        if not key.endswith(_ENDINGS) or value.dtype not in DTYPES.values() or value.dim() != 2:
+        axes = (1, *_LORA_AXES) if kind_of(key) == SAVED else _LORA_AXES
+        if not _KEY.fullmatch(key) or value.dtype not in DTYPES.values() or value.dim() not in axes:
             raise WireError(f"tensor {key[:200]} ({value.dtype}, {value.dim()} axes) is not an adapter's")
     state = {key: tensors[key].float() for key in sorted(tensors)}
     check_state(state, state)
@@ -203,5 +266,22 @@ def _ends_with(path: str, ending: str) -> bool:
     return path == ending or path.endswith(f".{ending}")
 
 
-def _has_ending(key: str, endings: Sequence[str]) -> bool:
-    return any(_ends_with(key.removesuffix(".weight"), ending) for ending in endings)
+def _lies_in(path: str, outer: Collection[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in outer)
+
+
+def _adaptable(module: nn.Module) -> bool:
+    """Whether PEFT's LoRA of this layer is exactly a change of its weight, so that it can be merged."""
+    if type(module) in (nn.Conv2d, nn.Conv3d):
+        conv = cast(nn.Conv2d, module)
+        return conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros"
+    return type(module) in (nn.Linear, nn.Embedding)
+
+
+def _saved_wrappers(model: nn.Module) -> list[ModulesToSaveWrapper]:
+    return [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+
+
+def _stable_key(name: str) -> str:
+    """A parameter's name in a PeftModel without what PEFT puts around it."""
+    return re.sub(r"\.default(?=\.weight$|$)", "", name.removeprefix(_PEFT_PREFIX).replace(_SAVED_PATH, "."))

@@ -37,6 +37,7 @@ from fedmed.models.adapter import (
     adapter_state,
     add_adapter,
     load_adapter_state,
+    remove_adapter,
     reset_adapter,
     state_sha256,
 )
@@ -87,7 +88,7 @@ class LocalTrainer:
         model = self._prepare(plan, state, init_seed)
         parameters = adapter_parameters(model, plan.trainable)
         if not parameters:
-            raise ModelError(f"trainable={list(plan.trainable)}: expected endings such as lora_A or lora_B")
+            raise ModelError(f"trainable={list(plan.trainable)}: expected kinds such as lora_A or lora_B")
         if plan.privacy.mode == "dp":
             PatientGradients(model, parameters, plan.precision).close()
         return [key for key in adapter_parameters(model) if key not in state]
@@ -115,7 +116,7 @@ class LocalTrainer:
         model = self._prepare(plan, state, init_seed)
         parameters = adapter_parameters(model, plan.trainable)
         if not parameters:
-            raise ModelError(f"trainable={list(plan.trainable)}: expected endings such as lora_A or lora_B")
+            raise ModelError(f"trainable={list(plan.trainable)}: expected kinds such as lora_A or lora_B")
         for key, parameter in adapter_parameters(model).items():
             parameter.requires_grad_(key in parameters)
         optimizer = self._take_optimizer(plan, parameters)
@@ -144,7 +145,7 @@ class LocalTrainer:
     def close(self) -> None:
         """Takes the adapter off the base model again."""
         if self._adapted is not None:
-            self._adapted[1].unload()
+            remove_adapter(self._adapted[1])
         self._adapted, self._optimizer = None, None
 
     def _prepare(self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int) -> PeftModel:

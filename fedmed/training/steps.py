@@ -34,7 +34,7 @@ class RoundPlan:
 
     Attributes:
         lora, privacy, optimizer: as the task says; the site's policy has allowed them.
-        trainable: endings of the adapter tensors to train and return, such as ("lora_A", "lora_B").
+        trainable: kinds of the adapter tensors to train and return, such as ("lora_A", "lora_B").
         precision: float32, or bfloat16: autocast of the frozen model.
         physical_batch: records in one forward pass, 0 chooses by memory; changes time and memory alone.
         lot_size: expected patients a step: sample_rate * RELEASED number of patients.

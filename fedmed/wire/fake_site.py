@@ -22,6 +22,7 @@ import grpc
 from safetensors.numpy import load, save
 
 from fedmed.messages import DescribeTask, Refusal, SiteInfo, TrainResult, TrainTask, decode, encode, sha256_hex
+from fedmed.models.kinds import kind_of
 from fedmed.wire import site_pb2, site_pb2_grpc
 from fedmed.wire.channel import chunks, join
 
@@ -51,8 +52,7 @@ class FakeSite:
         return encode(self._result(task, sha256_hex(frame)), self._train(task, payload))
 
     def _train(self, task: TrainTask, payload: memoryview) -> bytes:
-        endings = tuple(f"{ending}.weight" for ending in task.trainable)
-        tensors = {name: value for name, value in load(bytes(payload)).items() if name.endswith(endings)}
+        tensors = {name: value for name, value in load(bytes(payload)).items() if kind_of(name) in task.trainable}
         return save({name: value + value.dtype.type(self.shift) for name, value in tensors.items()})
 
     def _result(self, task: TrainTask, task_sha256: str) -> TrainResult:

@@ -9,7 +9,7 @@ from helpers_training import EVERYWHERE, flat, mixed_cohort, plan
 from fedmed.data.collate import Collator
 from fedmed.data.manifest import Manifest
 from fedmed.messages import OptimizerSpec
-from fedmed.models.adapter import State, adapter_parameters, adapter_state, add_adapter
+from fedmed.models.adapter import State, adapter_parameters, adapter_state, add_adapter, remove_adapter
 from fedmed.models.base import BaseModel
 from fedmed.privacy.random import SecureRandom
 from fedmed.training.local_round import LocalTrainer
@@ -49,7 +49,7 @@ def central(base: BaseModel, manifest: Manifest, optimizer: str) -> tuple[State,
         chosen.step()
         losses.append(float(loss.detach()))
     state = adapter_state(model)
-    model.unload()
+    remove_adapter(model)
     return state, losses
 
 

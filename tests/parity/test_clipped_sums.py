@@ -11,7 +11,14 @@ from helpers_training import BOTH, EVERYWHERE, flat, mixed_cohort, plan, random_
 from fedmed.data.collate import Collator
 from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.messages import LoraSpec
-from fedmed.models.adapter import State, adapter_parameters, adapter_state, add_adapter, load_adapter_state
+from fedmed.models.adapter import (
+    State,
+    adapter_parameters,
+    adapter_state,
+    add_adapter,
+    load_adapter_state,
+    remove_adapter,
+)
 from fedmed.models.base import BaseModel
 from fedmed.privacy.random import SecureRandom
 from fedmed.training.local_round import LocalTrainer
@@ -40,7 +47,7 @@ def patient_gradients(base: BaseModel, manifest: Manifest, spec: LoraSpec, state
         gradients.append(
             torch.cat([(p.grad if p.grad is not None else p * 0).flatten().double() for p in parameters.values()])
         )
-    model.unload()
+    remove_adapter(model)
     return gradients
 
 
@@ -51,7 +58,7 @@ def clipped(gradients: list[torch.Tensor], bound: float) -> torch.Tensor:
 def start_state(base: BaseModel, spec: LoraSpec) -> State:
     model = add_adapter(base.model, spec, 0)
     state = random_state(adapter_state(model))
-    model.unload()
+    remove_adapter(model)
     return state
 
 

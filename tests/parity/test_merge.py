@@ -10,7 +10,7 @@ from helpers_training import EVERYWHERE, mixed_cohort, random_state
 
 from fedmed.data.collate import Collator
 from fedmed.errors import ModelError
-from fedmed.models.adapter import adapter_state, add_adapter, load_adapter_state
+from fedmed.models.adapter import adapter_state, add_adapter, load_adapter_state, remove_adapter
 from fedmed.models.base import BaseModel, load_base
 from fedmed.models.merge import merge_adapter, save_merged
 
@@ -37,7 +37,7 @@ def test_merged_logits_equal_adapter_logits(tiny_base: BaseModel, tmp_path: Path
     )
     assert float((reloaded.model(**again.inputs).logits - expected).abs().max()) < 1e-4
 
-    model.unload()
+    remove_adapter(model)
     merged = merge_adapter(tiny_base, EVERYWHERE, state)  # from a plain base
     assert float((merged(**inputs).logits - expected).abs().max()) < 1e-4
     assert torch.equal(tiny_base.model(**inputs).logits, plain)  # which is not changed
@@ -46,11 +46,11 @@ def test_merged_logits_equal_adapter_logits(tiny_base: BaseModel, tmp_path: Path
 def test_an_incomplete_adapter_is_refused(tiny_base: BaseModel) -> None:
     model = add_adapter(tiny_base.model, EVERYWHERE, 0)
     state = adapter_state(model)
-    model.unload()
+    remove_adapter(model)
     last = sorted(state)[-1]
     with pytest.raises(ModelError, match="missing"):
         merge_adapter(tiny_base, EVERYWHERE, {key: value for key, value in state.items() if key != last})
     with pytest.raises(ModelError, match="shapes"):
         merge_adapter(tiny_base, EVERYWHERE, {**state, last: torch.zeros(3, 4)})
-    with pytest.raises(ModelError, match="no linear layer"):
+    with pytest.raises(ModelError, match="no such layer"):
         merge_adapter(tiny_base, EVERYWHERE, {"model.nowhere.lora_A.weight": torch.zeros(4, 4)})

@@ -42,8 +42,8 @@ def aggregate(name: str, states: list[dict[str, torch.Tensor]], weights: tuple[f
 
 
 def test_table_lists_what_each_method_sends():
-    assert get_method("fedavg").trainable == get_method("fedavg").down == ("lora_A", "lora_B")
-    assert get_method("ffa_lora").trainable == get_method("ffa_lora").down == ("lora_B",)
+    assert get_method("fedavg").trainable == get_method("fedavg").down == ("lora_A", "lora_B", "saved")
+    assert get_method("ffa_lora").trainable == get_method("ffa_lora").down == ("lora_B", "saved")
     assert all(name == method.name and method.paper for name, method in METHODS.items())
 
 

@@ -130,7 +130,7 @@ def test_ffa_lora_sends_b_only_and_names_the_frozen_a(tmp_path):
     run.sites["north"] = watch
     run.go()
     task = seen[-1][0]
-    assert task.trainable == ("lora_B",)
+    assert task.trainable == ("lora_B", "saved")
     assert task.frozen_sha256 == state_sha256({"m.lora_A.weight": initial()["m.lora_A.weight"]})
     assert seen[-1][1] == len(save({"m.lora_B.weight": torch.zeros(4, 2)}))
     assert torch.equal(run.store.state(2)["m.lora_A.weight"], initial()["m.lora_A.weight"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_second_architecture import save_random_second_architecture
+from helpers_architectures import save_random_idefics3
 from PIL import Image
 
 from fedmed.data.phantom import phantom_examples
@@ -32,7 +32,7 @@ def shipped() -> BaseModel:
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_second_architecture(tmp_path_factory.mktemp("second") / "idefics3")
+    return save_random_idefics3(tmp_path_factory.mktemp("second") / "idefics3")
 
 
 def ask(base: BaseModel, question: str, pictures: list[Image.Image], max_new_tokens: int = 40) -> list[str]:

@@ -15,7 +15,7 @@ from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.schema import Example
 from fedmed.errors import FederationError, ModelError, PrivacyError
 from fedmed.messages import LoraSpec, OptimizerSpec
-from fedmed.models.adapter import adapter_state, add_adapter, state_sha256
+from fedmed.models.adapter import adapter_state, add_adapter, remove_adapter, state_sha256
 from fedmed.models.base import BaseModel
 from fedmed.privacy.random import InsecureSeededRandom, SecureRandom
 from fedmed.training.batches import Group, chunks, pack
@@ -126,7 +126,7 @@ def test_a_failed_round_leaves_no_moments(trainer: LocalTrainer) -> None:
 def test_frozen_tensors_follow_from_the_seed_and_are_checked(tiny_base: BaseModel, cohort: Manifest) -> None:
     model = add_adapter(tiny_base.model, SMALL, 9)
     frozen, travelling = adapter_state(model, ("lora_A",)), adapter_state(model, ("lora_B",))
-    model.unload()
+    remove_adapter(model)
     trainer = LocalTrainer(tiny_base, cohort, SecureRandom())
     settings = replace(plan(lora=SMALL, trainable=("lora_B",)), frozen_sha256=state_sha256(frozen))
     assert set(trainer.train(settings, travelling, 9)) == set(travelling)

@@ -1,0 +1,141 @@
+"""Base models of other architectures, tiny and with random weights. Import as `helpers_architectures`.
+
+| name       | rows of the vision tower                | what is particular                                           |
+| ---------- | --------------------------------------- | ------------------------------------------------------------ |
+| idefics3   | sub-images, as SmolVLM splits an image  | [B, R, ...] pixels with empty rows; Conv2d; Embedding a row  |
+| qwen2_5_vl | patches of all images of the batch      | Conv3d; windows; a merger of 2 x 2 patches; mrope positions  |
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessorPil,
+)
+
+from fedmed.models.base import BaseModel
+from fedmed.models.tiny import build_tokenizer
+
+SIZE, PATCH, SCALE = 32, 8, 2
+TOKENS = (SIZE // PATCH) ** 2 // SCALE**2
+TEXTS = ["Does this chest X-ray show consolidation? yes no left right both. The heart is normal in size."] * 4
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|user|>' if message['role'] == 'user' else '<|assistant|>' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for item in message['content'] %}"
+    "{{ '<image>' if item['type'] == 'image' else item['text'] }}{% endfor %}{% endif %}"
+    "{{ '</s>' if message['role'] == 'assistant' else '' }}{% endfor %}"
+    "{{ '<|assistant|>' if add_generation_prompt else '' }}"
+)
+# Qwen tells its images apart by the marks between them.
+MARKED_TEMPLATE = CHAT_TEMPLATE.replace("<image>", "[<image>]")
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def save_random_idefics3(folder: Path) -> Path:
+    """Writes an Idefics3 of some 40,000 random parameters with its processor to `folder`, and returns it."""
+    processor = idefics3_processor(split=False)
+    idefics3_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def idefics3_base() -> BaseModel:
+    """An Idefics3 that splits images as SmolVLM does: a picture becomes two to four tiles and an overview."""
+    processor = idefics3_processor(split=True)
+    return _frozen("idefics3-random", idefics3_model(processor), processor)
+
+
+def qwen_base() -> BaseModel:
+    """A Qwen2.5-VL whose images keep their proportions: their numbers of patches differ."""
+    processor = QwenStillProcessor(
+        Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 8 * 16, "longest_edge": 16 * 24}),
+        build_tokenizer(TEXTS),
+        MARKED_TEMPLATE,
+    )
+    return _frozen("qwen-random", qwen_model(processor), processor)
+
+
+def idefics3_processor(split: bool) -> Idefics3Processor:
+    edge = 2 * SIZE if split else SIZE
+    images = Idefics3ImageProcessorPil(
+        size={"longest_edge": edge}, max_image_size={"longest_edge": SIZE}, do_image_splitting=split
+    )
+    return Idefics3Processor(images, build_tokenizer(TEXTS), image_seq_len=TOKENS, chat_template=CHAT_TEMPLATE)
+
+
+def idefics3_model(processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
+    ids = _token_ids(processor.tokenizer)
+    config = Idefics3Config(
+        vision_config=SHAPE | {"image_size": SIZE, "patch_size": PATCH},
+        text_config=SHAPE
+        | ids
+        | {"model_type": "llama", "vocab_size": len(processor.tokenizer), "num_key_value_heads": 2},
+        image_token_id=processor.image_token_id,
+        scale_factor=SCALE,
+        **ids,
+    )
+    return _random(Idefics3ForConditionalGeneration, config, ids)
+
+
+class QwenStillProcessor(Qwen2_5_VLProcessor):
+    """Qwen's processor for still images alone: the one for videos needs torchvision."""
+
+    def __init__(
+        self, image_processor: Qwen2VLImageProcessorPil, tokenizer: PreTrainedTokenizerBase, chat_template: str
+    ) -> None:
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        self.image_token, self.image_token_id = tokenizer.image_token, tokenizer.image_token_id
+        self.video_token, self.video_token_id = "<|video_pad|>", -1
+
+
+def qwen_model(processor: QwenStillProcessor) -> Qwen2_5_VLForConditionalGeneration:
+    ids = _token_ids(processor.tokenizer)
+    vision = {
+        "depth": 2,
+        "num_heads": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+        "window_size": 16,  # pixels: 2 x 2 merged patches, smaller than the pictures
+        "fullatt_block_indexes": [1],
+    }
+    text = {"vocab_size": len(processor.tokenizer), "num_key_value_heads": 2, "tie_word_embeddings": False}
+    rope = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
+    config = Qwen2_5_VLConfig(
+        vision_config=vision,
+        text_config=SHAPE | ids | text | rope,
+        image_token_id=processor.image_token_id,
+        video_token_id=len(processor.tokenizer) - 1,
+        **ids,
+    )
+    return _random(Qwen2_5_VLForConditionalGeneration, config, ids)
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+
+
+def _random(kind: type[PreTrainedModel], config: object, ids: dict[str, int]) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = kind(config)
+    for name, value in ids.items():
+        setattr(model.generation_config, name, value)
+    return model
+
+
+def _frozen(name: str, model: PreTrainedModel, processor: ProcessorMixin) -> BaseModel:
+    return BaseModel(name, "0" * 64, model.eval().requires_grad_(False), processor)
