@@ -2,6 +2,7 @@
 
 | name       | rows of the vision tower                | what is particular                                           |
 | ---------- | --------------------------------------- | ------------------------------------------------------------ |
+| llava      | images                                  | Conv2d; embedding and lm_head are one tensor                 |
 | idefics3   | sub-images, as SmolVLM splits an image  | [B, R, ...] pixels with empty rows; Conv2d; Embedding a row  |
 | qwen2_5_vl | patches of all images of the batch      | Conv3d; windows; a merger of 2 x 2 patches; mrope positions  |
 """
@@ -25,8 +26,9 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
+from fedmed.messages import LoraSpec
 from fedmed.models.base import BaseModel
-from fedmed.models.tiny import build_tokenizer
+from fedmed.models.tiny import build_model, build_processor, build_tokenizer
 
 SIZE, PATCH, SCALE = 32, 8, 2
 TOKENS = (SIZE // PATCH) ** 2 // SCALE**2
@@ -42,6 +44,18 @@ CHAT_TEMPLATE = (
 MARKED_TEMPLATE = CHAT_TEMPLATE.replace("<image>", "[<image>]")
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
+PARTS = ("language_model", "projector", "vision_tower")
+# Every kind of adapter at once: LoRA on convolutions, embeddings and linear layers, modules trained whole.
+ALL_KINDS = {
+    "llava": LoraSpec(3, 6.0, PARTS, ("patch_embedding", "embed_tokens", "linear_1"), ("lm_head", "linear_2")),
+    "idefics3": LoraSpec(
+        3, 6.0, PARTS, ("patch_embedding", "position_embedding", "q_proj"), ("connector", "input_layernorm")
+    ),
+    "qwen2_5_vl": LoraSpec(
+        3, 6.0, PARTS, ("patch_embed.proj", "embed_tokens", "gate_proj"), ("merger", "norm1", "lm_head")
+    ),
+}
+
 
 def save_random_idefics3(folder: Path) -> Path:
     """Writes an Idefics3 of some 40,000 random parameters with its processor to `folder`, and returns it."""
@@ -49,6 +63,12 @@ def save_random_idefics3(folder: Path) -> Path:
     idefics3_model(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def llava_base() -> BaseModel:
+    """The architecture of fedmed-tiny."""
+    processor = build_processor(TEXTS)
+    return _frozen("llava-random", build_model(len(processor.tokenizer), seed=0), processor)
 
 
 def idefics3_base() -> BaseModel:
@@ -139,3 +159,6 @@ def _random(kind: type[PreTrainedModel], config: object, ids: dict[str, int]) ->
 
 def _frozen(name: str, model: PreTrainedModel, processor: ProcessorMixin) -> BaseModel:
     return BaseModel(name, "0" * 64, model.eval().requires_grad_(False), processor)
+
+
+BASES = {"llava": llava_base, "idefics3": idefics3_base, "qwen2_5_vl": qwen_base}

@@ -19,25 +19,27 @@ EVERYWHERE = LoraSpec(4, 8.0, ("language_model", "projector", "vision_tower"), (
 BOTH = ("lora_A", "lora_B")
 
 
-def picture(seed: int) -> ImageRef:
-    pixels = np.random.default_rng(seed).integers(0, 255, (28, 28), dtype=np.uint8)
+def picture(seed: int, size: tuple[int, int] = (28, 28)) -> ImageRef:
+    pixels = np.random.default_rng(seed).integers(0, 255, size, dtype=np.uint8)
     return ImageRef(data=encode_png(pixels))
 
 
-def record(patient: int, seed: int, images: int, answer: str = "yes") -> Example:
+def record(
+    patient: int, seed: int, images: int, answer: str = "yes", sizes: Sequence[tuple[int, int]] = ((28, 28),)
+) -> Example:
     question = "Is there an opacity?" if seed % 2 else "How many?"
-    pictures = tuple(picture(10 * seed + index) for index in range(images))
+    pictures = tuple(picture(10 * seed + index, sizes[(seed + index) % len(sizes)]) for index in range(images))
     return Example(f"p{patient:02d}", pictures, question, answer, "closed", "vqa", "test")
 
 
-def mixed_cohort(folder: Path) -> Manifest:
+def mixed_cohort(folder: Path, sizes: Sequence[tuple[int, int]] = ((28, 28),)) -> Manifest:
     """Patients with: one image; two images; none; three records of each kind; five records; two records without image."""
     kinds: list[Sequence[int]] = [[1], [2], [0], [1, 2, 0], [1, 1, 2, 1, 1], [0, 0]]
     answers = ["yes", "no", "two", "The heart is normal.", "left"]
     examples, seed = [], 0
     for patient, images in enumerate(kinds):
         for count in images:
-            examples.append(record(patient, seed, count, answers[seed % len(answers)]))
+            examples.append(record(patient, seed, count, answers[seed % len(answers)], sizes))
             seed += 1
     return write_manifest(folder, examples)
 

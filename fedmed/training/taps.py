@@ -194,7 +194,8 @@ def _convolution(layer: Layer, received: Tensor, gradient: Tensor) -> None:
 def _unfold(values: Tensor, module: Any) -> Tensor:
     """Every position's receptive field: [leading, channels, *space] -> [leading, L, channels * kernel]."""
     spread = [step * (size - 1) + 1 for step, size in zip(module.dilation, module.kernel_size, strict=True)]
-    pads = [pad for size in reversed(module.padding) for pad in (size, size)]
+    padding = (0,) * len(spread) if module.padding == "valid" else module.padding
+    pads = [pad for size in reversed(padding) for pad in (size, size)]
     values = functional.pad(values, pads)
     axes = len(spread)
     for axis in range(axes):
@@ -244,7 +245,7 @@ def tap_for(module: nn.Module, name: str, part: str | None, matrix: Matrix) -> T
 
 
 def _is_plain(module: Any) -> bool:
-    return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
 
 
 def _lora_tap(module: Any, layer: Layer) -> Tap:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from helpers_architectures import idefics3_base, qwen_base
+from helpers_architectures import ALL_KINDS, BASES, PARTS
 from helpers_training import mixed_cohort, random_state
 from peft import PeftModel
 
@@ -28,32 +27,15 @@ from fedmed.models.adapter import (
 from fedmed.models.base import BaseModel
 from fedmed.models.kinds import KINDS, kind_of
 from fedmed.models.merge import merge_adapter, save_merged
-from fedmed.models.tiny import build_model, build_processor
 
-PARTS = ("language_model", "projector", "vision_tower")
+LLAVA = ALL_KINDS["llava"]
 EMBED = "model.language_model.embed_tokens"
 
 
-def llava_base() -> BaseModel:
-    processor = build_processor(["Is there an opacity? yes no left right one two three. The heart is normal."] * 4)
-    model = build_model(len(processor.tokenizer), seed=0).eval().requires_grad_(False)
-    return BaseModel("tiny-random", "0" * 64, model, processor)
-
-
-# LLaVA's embedding and lm_head are one tensor.
-LLAVA = LoraSpec(3, 6.0, PARTS, ("patch_embedding", "embed_tokens", "linear_1"), ("lm_head", "linear_2"))
-IDEFICS3 = LoraSpec(
-    3, 6.0, PARTS, ("patch_embedding", "position_embedding", "q_proj"), ("connector", "input_layernorm")
-)
-QWEN = LoraSpec(3, 6.0, PARTS, ("patch_embed.proj", "embed_tokens", "gate_proj"), ("merger", "lm_head"))
-
-
-@pytest.mark.parametrize(("build", "spec"), [(llava_base, LLAVA), (idefics3_base, IDEFICS3), (qwen_base, QWEN)])
+@pytest.mark.parametrize("name", ALL_KINDS)
 @torch.no_grad()
-def test_a_merged_model_and_a_reread_adapter_give_the_adapters_logits(
-    build: Callable[[], BaseModel], spec: LoraSpec, tmp_path: Path
-) -> None:
-    base = build()
+def test_a_merged_model_and_a_reread_adapter_give_the_adapters_logits(name: str, tmp_path: Path) -> None:
+    base, spec = BASES[name](), ALL_KINDS[name]
     manifest = mixed_cohort(tmp_path / "site")
     examples = manifest.examples[:5]
     inputs = Collator(base.processor, 512).train_batch(examples, [manifest.images(item) for item in examples]).inputs
