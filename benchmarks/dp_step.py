@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,9 +25,8 @@ import torch
 from benchmarks.dp_modes import MODES
 from benchmarks.dp_shapes import CPU, CUDA, QUICK, Case, Shape
 from benchmarks.memory import peak_bytes, weight_bytes
-from fedmed.messages import PrivacySpec
-from fedmed.privacy.mechanism import Mechanism
-from fedmed.privacy.random import SecureRandom
+from benchmarks.noise_and_clip import measure as noise_and_clip
+from benchmarks.noise_and_clip import seconds
 
 MAX_REPEAT = 15
 
@@ -40,7 +38,8 @@ def main() -> None:
     device = torch.device(arguments.device)
     shapes = QUICK if arguments.quick else CUDA if device.type == "cuda" else CPU
     chosen = {name: shape for name, shape in shapes.items() if not arguments.cases or name in arguments.cases}
-    cases = [measure(name, shape, device, arguments.seconds) for name, shape in chosen.items()]
+    duration = min(arguments.seconds, 2.0) if arguments.quick else arguments.seconds
+    cases = [measure(name, shape, device, duration) for name, shape in chosen.items()]
     result = {
         "device": device.type,
         "threads": arguments.threads,
@@ -52,17 +51,17 @@ def main() -> None:
     print(json.dumps(result, indent=None if arguments.json else 2))
 
 
-def measure(name: str, shape: Shape, device: torch.device, seconds: float) -> dict[str, Any]:
-    """All modes on one shape; about `seconds` of steps."""
+def measure(name: str, shape: Shape, device: torch.device, duration: float) -> dict[str, Any]:
+    """All modes on one shape; about `duration` seconds of steps."""
     case = shape.make(device)
     peaks = {mode: _peak(mode, case, device) for mode in MODES}
     modes = [mode for mode, peak in peaks.items() if peak is not None]
     times: dict[str, list[float]] = {mode: [] for mode in modes}
     began = time.monotonic()
-    while len(times["none"]) < 3 or (time.monotonic() - began < seconds and len(times["none"]) < MAX_REPEAT):
+    while len(times["none"]) < 3 or (time.monotonic() - began < duration and len(times["none"]) < MAX_REPEAT):
         for mode in modes:
             with MODES[mode](case) as step:
-                times[mode].append(_timed(step, device))
+                times[mode].append(seconds(step, device))
     row: dict[str, Any] = {"name": name, "shape": shape.text, "device": device.type, "steps": len(times["none"])}
     row |= {"none_ms": round(1e3 * statistics.median(times["none"]), 1)}
     row |= {"fedmed_ms": round(1e3 * statistics.median(times["fedmed"]), 1)}
@@ -71,7 +70,9 @@ def measure(name: str, shape: Shape, device: torch.device, seconds: float) -> di
             prefix = "" if mode == "fedmed" else f"{mode}_"
             row[f"{prefix}time_ratio"] = _ratio(times.get(mode), times["none"])
             row[f"{prefix}memory_ratio"] = _quotient(peaks[mode], peaks["none"])
-    row["noise_and_clip_share"] = round(_noise_and_clip(case, device) / statistics.median(times["fedmed"]), 4)
+    alone = noise_and_clip(case.patients, sum(own.numel() for own in case.parameters.values()), device)
+    share = (alone["clip_ms"]["flat"] + alone["noise_ms"]) / 1e3 / statistics.median(times["fedmed"])
+    row["noise_and_clip_share"] = round(share, 4)
     print(json.dumps(row), file=sys.stderr, flush=True)
     return row
 
@@ -87,32 +88,6 @@ def _peak(mode: str, case: Case, device: torch.device) -> int | None:
             raise
         print(f"{mode}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
         return None
-
-
-def _noise_and_clip(case: Case, device: torch.device) -> float:
-    """Seconds of clipping a full matrix and adding noise once: the median of five."""
-    spec, random, parts = PrivacySpec("dp", 1.0, 0.1, 1.0, 1, 1, 1e-5), SecureRandom(), Mechanism()
-    sizes = [own.numel() for own in case.parameters.values()]
-    matrix = torch.randn(case.patients, sum(sizes), device=device)
-
-    def both() -> None:
-        parts.noise(parts.clip(matrix, sizes, spec), spec, random)
-
-    both()
-    return statistics.median(_timed(both, device) for _ in range(5))
-
-
-def _timed(call: Callable[[], None], device: torch.device) -> float:
-    """Seconds: this process's CPU time, or wall time until the GPU has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        return time.perf_counter() - began
-    began = time.process_time()
-    call()
-    return time.process_time() - began
 
 
 def _ratio(times: list[float] | None, base: list[float]) -> float | None:
