@@ -16,6 +16,8 @@ and tuning use:
 | no answer at the deadline                   | Reply with an error; Flower drops the task when it is not begun |
 | the answer comes after the deadline         | fetched, thrown away                                            |
 | a node still owes the answer to an old task | not among `nodes()`: nothing queues up behind a slow site       |
+
+How long a node took is measured here, from sending to arrival: sites do not say how long they trained.
 """
 
 from __future__ import annotations
@@ -38,11 +40,12 @@ TTL_SLACK_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back from one node: its frame, or the reason why there is none."""
+    """What came back from one node `seconds` after it was sent to: its frame, or the reason why there is none."""
 
     node: int
     frame: bytes | None
     error: str = ""
+    seconds: float = 0.0
 
 
 class Exchange(Protocol):
@@ -70,7 +73,8 @@ class FlowerExchange:
         return sorted(set(self._grid.get_node_ids()) - set(self._late.values()))
 
     def send(self, frames: Mapping[int, bytes], deadline_s: float) -> Iterator[Reply]:
-        end = time.monotonic() + deadline_s
+        begin = time.monotonic()
+        end = begin + deadline_s
         waiting = self._push(frames, deadline_s)
         yield from (
             Reply(node, None, "the SuperLink did not take the task") for node in set(frames) - {*waiting.values()}
@@ -78,7 +82,7 @@ class FlowerExchange:
         while waiting and time.monotonic() < end:
             for message_id in list(waiting):
                 if replies := list(self._grid.pull_messages([message_id])):
-                    yield _read(waiting.pop(message_id), replies[0])
+                    yield _read(waiting.pop(message_id), replies[0], time.monotonic() - begin)
             if waiting:
                 time.sleep(self._poll_s)
         self._late.update(waiting)
@@ -94,11 +98,11 @@ class FlowerExchange:
         return {message_id: node for message_id, node in zip(message_ids, frames, strict=False) if message_id}
 
 
-def _read(node: int, message: Message) -> Reply:
+def _read(node: int, message: Message, seconds: float) -> Reply:
     if message.has_error():
         return Reply(node, None, f"Flower error {message.error.code}: {message.error.reason or 'no reason given'}")
     try:
-        return Reply(node, unpack(message.content))
+        return Reply(node, unpack(message.content), seconds=seconds)
     except WireError as error:
         return Reply(node, None, error.message)
 
@@ -128,7 +132,8 @@ class LocalExchange:
     def _call(self, node: int, frame: bytes) -> Reply:
         if node not in self._sites:
             return Reply(node, None, "the node is not connected")
+        begin = time.monotonic()
         try:
-            return Reply(node, self._sites[node](frame))
+            return Reply(node, self._sites[node](frame), seconds=time.monotonic() - begin)
         except Exception as error:  # noqa: BLE001 a site's own fault, of whatever kind, must not end the run
             return Reply(node, None, f"the site failed: {type(error).__name__}")

@@ -84,7 +84,7 @@ class Progress:
 
     def _on_reply(self, event: Mapping[str, Any]) -> None:
         site = self.site(event["site"])
-        site.state, site.detail = "replied", f"trained {duration(event['seconds'])}"
+        site.state, site.detail = "replied", f"after {duration(event['seconds'])}"
         site.epsilon = None if event["epsilon"] is None or event["epsilon"] < 0 else event["epsilon"]
 
     def _on_left_out(self, event: Mapping[str, Any]) -> None:
@@ -115,8 +115,10 @@ class LiveView:
 
     def __enter__(self) -> Self:
         self._started = time.monotonic()
-        if self._experiment.privacy.mode == "none":
-            warning = "WARNING: privacy.mode=none: this run gives patients NO differential privacy"
+        privacy = self._experiment.privacy
+        if privacy.mode == "none" or privacy.insecure_noise_seed >= 0:
+            why = "privacy.mode=none" if privacy.mode == "none" else "privacy.insecure_noise_seed is set"
+            warning = f"WARNING: {why}: this run gives patients NO differential privacy"
             self._console.print(Text(warning, style="bold red"), soft_wrap=True)
         if self._console.is_terminal:
             self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
@@ -172,14 +174,14 @@ def plain_line(event: Mapping[str, Any]) -> str:
         names = ", ".join(event["sites"]) or "none yet"
         return f"waiting for {missing} of {event['expected']} sites (quorum {event['quorum']}); here: {names}"
     if kind == "joined":
-        return f"{event['site']} joined with {event['num_patients']} patients"
+        return f"{event['site']} joined with {event['num_patients'] or 'an untold number of'} patients"
     if kind == "zero_shot":
         return f"zero-shot accuracy {percent(event['accuracy'])}"
     if kind == "round_started":
         return f"round {event['round']} of {event['rounds']}: training at {', '.join(event['sites'])}"
     if kind == "reply":
         spent = "no bound" if event["epsilon"] is None or event["epsilon"] < 0 else f"{event['epsilon']:.2f}"
-        return f"round {event['round']}: {event['site']} replied, epsilon {spent}, trained {duration(event['seconds'])}"
+        return f"round {event['round']}: {event['site']} replied after {duration(event['seconds'])}, epsilon {spent}"
     if kind == "left_out":
         return f"round {event['round']}: {event['site']} left out: {event['reason']}"
     if kind == "round_committed":
@@ -244,7 +246,7 @@ def _sites_table(progress: Progress, budget: float | None) -> Table:
         state = Text(site.state, style=_STYLES.get(site.state, ""))
         if site.detail:
             state.append(f"  {site.detail}", style="dim" if site.state != "left out" else "red")
-        table.add_row(name, "" if site.num_patients is None else str(site.num_patients), spent, state)
+        table.add_row(name, str(site.num_patients or ""), spent, state)
     return table
 
 

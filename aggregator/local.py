@@ -124,6 +124,10 @@ def _init_command(experiment: Experiment, folder: Path, site: str, sockets: Path
         f"policy.max_rounds={experiment.training.rounds}",
         f"policy.min_patients={MIN_PATIENTS}",
         f"policy.allow_no_privacy={str(experiment.privacy.mode == 'none').lower()}",
+        f"policy.allow_insecure_noise={str(experiment.privacy.insecure_noise_seed >= 0).lower()}",
+        *_metrics_settings(experiment.privacy.metrics_noise_multiplier),
+        # Who shares the patients out knows how many each site got: there is nothing to hide from oneself.
+        "policy.patient_count=rounded",
     ]
     if checkpoint is not None:
         settings += [
@@ -135,6 +139,13 @@ def _init_command(experiment: Experiment, folder: Path, site: str, sockets: Path
     for item in settings:
         command += ["--set", item]
     return command
+
+
+def _metrics_settings(noise_multiplier: float) -> list[str]:
+    """Allows the evaluation counts that the experiment asks for, and no less noisy ones."""
+    if not noise_multiplier:
+        return []
+    return ["policy.allow_metrics=true", f"policy.min_metrics_noise_multiplier={noise_multiplier}"]
 
 
 def _site_command(command: str) -> Sequence[str]:

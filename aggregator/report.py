@@ -27,16 +27,20 @@ from aggregator.events import read_events
 from aggregator.model_folder import MANIFEST, read_manifest
 from aggregator.registry import CHAMPION, Version
 from aggregator.rounds import RoundRecord, RoundStore, SiteReport
-from fedmed.config import Experiment
+from fedmed.config import Experiment, Privacy
 from fedmed.errors import FederationError
 
 if TYPE_CHECKING:
     from fedmed.metrics.scores import Scores
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NO_PRIVACY = (
     "This run had NO differential privacy. The adapter may reveal single patients' images and texts to whoever "
     "holds it. Use it with public data only."
+)
+INSECURE = (
+    "This run's noise was drawn from privacy.insecure_noise_seed: whoever knows the seed can subtract it, so there was NO "
+    "privacy. Such a run is for tests."
 )
 UNBOUNDED = "At least one site reports no finite epsilon: its patients had no privacy guarantee in this run."
 
@@ -162,7 +166,7 @@ def _site(name: str, trained: Sequence[RoundRecord], joined: Mapping[str, Mappin
     patients = last.num_patients if last else joined.get(name, {}).get("num_patients")
     return {
         "name": name,
-        "num_patients": patients,
+        "num_patients": patients or None,
         "epsilon": _epsilon(last.epsilon) if last else 0.0,
         "delta": last.delta if last else None,
         "epsilon_total": _epsilon(last.epsilon_total) if last else None,
@@ -183,9 +187,11 @@ def _round(record: RoundRecord) -> dict[str, Any]:
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
         "seconds": _rounded(record.seconds, 2),
-        "train_seconds": _rounded(record.train_seconds, 2),
+        "reply_seconds": _rounded(record.reply_seconds, 2),
         "epsilon": {reply.site: _epsilon(reply.epsilon) for reply in record.replies},
         "adapter_sha256": record.adapter_sha256,
+        "local_accuracy": _rounded(record.local_accuracy),
+        "local_error": _rounded(record.local_error),
     }
 
 
@@ -203,8 +209,17 @@ def _privacy(experiment: Experiment, noise_multiplier: float, sites: Sequence[Ma
         "noise_multiplier": noise_multiplier,
         "sample_rate": privacy.sample_rate,
         "max_grad_norm": privacy.max_grad_norm,
-        "warning": NO_PRIVACY if is_none else UNBOUNDED if unbounded else None,
+        "metrics_noise_multiplier": privacy.metrics_noise_multiplier,
+        "warning": _warning(privacy, unbounded),
     }
+
+
+def _warning(privacy: Privacy, unbounded: bool) -> str | None:
+    if privacy.mode == "none":
+        return NO_PRIVACY
+    if privacy.insecure_noise_seed >= 0:
+        return INSECURE
+    return UNBOUNDED if unbounded else None
 
 
 def registry_entry(version: Version) -> dict[str, Any]:

@@ -44,7 +44,8 @@ RECORD_FILE = "round.json"
 
 @dataclass(frozen=True, slots=True)
 class SiteReport:
-    """What one site reported for a round. `weight` is what its adapter counted; the rest is as in TrainResult."""
+    """What one site reported for a round. `weight` is what its adapter counted, `reply_seconds` passed between sending the
+    task and its reply; the rest is as in TrainResult."""
 
     site: str
     num_patients: int
@@ -52,10 +53,12 @@ class SiteReport:
     epsilon: float
     delta: float
     epsilon_total: float
-    train_seconds: float
+    reply_seconds: float
     bytes_up: int
     dataset_fingerprint: str
     weight: float
+    noisy_correct: float = 0.0
+    noisy_patients: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,9 @@ class RoundRecord:
         left_out: site (or node) -> why it took no part.
         scores: of the adapter after this round, on the public test set.
         bytes_up, bytes_down: frames received and sent, in bytes, over all sites.
-        seconds: wall time of the round, evaluation included; train_seconds: the slowest site's.
+        seconds: wall time of the round, evaluation included; reply_seconds: from the task to the slowest site's reply.
+        local_accuracy, local_error: of the adapter that the round began with, on the sites' own patients, and its standard
+            error from the noise; None where no counts were asked for, or too few patients drawn to tell.
         adapter_sha256: of adapter.safetensors; parent_sha256: of the round's before, empty at round 0. Both are
             filled in by `RoundStore.commit`.
     """
@@ -80,10 +85,12 @@ class RoundRecord:
     bytes_up: int
     bytes_down: int
     seconds: float
-    train_seconds: float
+    reply_seconds: float
     config_sha256: str
     adapter_sha256: str = field(default="")
     parent_sha256: str = field(default="")
+    local_accuracy: float | None = None
+    local_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -10,7 +10,7 @@ from aggregator.model_folder import read_manifest
 from aggregator.registry import Metric, RunInfo
 from fedmed.config import Experiment, to_dict
 
-ROUND_METRICS = ("test_accuracy", "replies", "bytes_up", "bytes_down", "seconds", "train_seconds")
+ROUND_METRICS = ("test_accuracy", "replies", "bytes_up", "bytes_down", "seconds", "reply_seconds")
 
 
 def run_info(run_dir: Path, experiment: Experiment, report: Mapping[str, Any]) -> RunInfo:
@@ -79,7 +79,7 @@ def describe(report: Mapping[str, Any]) -> str:
         "| site | patients | rounds joined | epsilon spent |",
         "| --- | ---: | ---: | ---: |",
         *(
-            f"| {site['name']} | {_shown(site['num_patients'])} | {site['rounds_joined']} | {_shown(site['epsilon'])} |"
+            f"| {site['name']} | {site['num_patients'] or 'not told'} | {site['rounds_joined']} | {_shown(site['epsilon'])} |"
             for site in sites
         ),
         "",

@@ -23,7 +23,7 @@ result over again and spends nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from aggregator.aggregation import Method, WeightedMean, get_method, select
@@ -37,6 +37,7 @@ from fedmed.errors import FederationError, FedMedError
 from fedmed.messages import TrainResult, TrainTask, encode, sha256_hex
 from fedmed.metrics.scores import Scores
 from fedmed.models.adapter import State, encode_state
+from fedmed.privacy.counts import NoisyCounts, federated_accuracy
 
 
 def run_federation(
@@ -71,12 +72,13 @@ def run_federation(
 
 @dataclass
 class _Round:
-    """What a round has gathered so far."""
+    """What a round has gathered so far. `equal`: all sites weigh the same, as asked or because one does not tell its size."""
 
     task: TrainTask
     frame: bytes
     task_sha256: str
     expected: State
+    equal: bool = False
     mean: WeightedMean | None = None
     reports: list[SiteReport] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -155,6 +157,8 @@ class Federation:
         return _Round(task, frame, sha256_hex(frame), select(state, self._method.trainable))
 
     def _exchange_once(self, current: _Round, nodes: dict[int, str]) -> None:
+        asked_equal = self._experiment.federation.weighting == "equal"
+        current.equal = asked_equal or any(self.roster.sites[node].num_patients == 0 for node in nodes)
         current.bytes_down = len(current.frame) * len(nodes)
         frames = dict.fromkeys(nodes, current.frame)
         for reply in self._exchange.send(frames, self._experiment.federation.deadline_s):
@@ -170,10 +174,15 @@ class Federation:
             raise FederationError(reply.error)
         current.bytes_up += len(reply.frame)
         result, update = check_reply(reply.frame, current.task, current.task_sha256, site, current.expected)
-        weight = float(result.num_patients) if self._experiment.federation.weighting == "patients" else 1.0
+        if not current.equal and not result.num_patients:
+            raise FederationError(
+                "num_patients=0: told a count when it joined and none now, expected the same of all rounds"
+            )
+        weight = 1.0 if current.equal else float(result.num_patients)
         current.mean = self._method.fold(current.mean, update, weight)
-        current.reports.append(_report(result, len(reply.frame), weight))
-        self._events.emit("reply", round=result.round, site=site, epsilon=result.epsilon, seconds=result.train_seconds)
+        current.reports.append(_report(result, reply, weight))
+        seconds = round(reply.seconds, 3)
+        self._events.emit("reply", round=result.round, site=site, epsilon=result.epsilon, seconds=seconds)
 
     def _note_absent(self, current: _Round, nodes: dict[int, str]) -> None:
         for site in self._experiment.partition.sites:
@@ -186,6 +195,7 @@ class Federation:
 
     def _commit(self, current: _Round, state: State, skipped: bool, seconds: float) -> None:
         reports = tuple(sorted(current.reports, key=lambda report: report.site))
+        local = _local_accuracy(reports, current.task.privacy.metrics_noise_multiplier)
         record = RoundRecord(
             round=current.task.round,
             skipped=skipped,
@@ -195,8 +205,10 @@ class Federation:
             bytes_up=current.bytes_up,
             bytes_down=current.bytes_down,
             seconds=seconds,
-            train_seconds=max((report.train_seconds for report in reports), default=0.0),
+            reply_seconds=max((report.reply_seconds for report in reports), default=0.0),
             config_sha256=self._experiment.sha256,
+            local_accuracy=local[0] if local else None,
+            local_error=local[1] if local else None,
         )
         self._store.commit(record, state)
         accuracy = None if self._scores is None else self._scores.accuracy
@@ -210,7 +222,13 @@ class Federation:
         )
 
 
-def _report(result: TrainResult, bytes_up: int, weight: float) -> SiteReport:
+def _local_accuracy(reports: Sequence[SiteReport], noise_multiplier: float) -> tuple[float, float] | None:
+    """Accuracy of the incoming adapter over the sites' own patients, and its error; None without counts."""
+    counts = [NoisyCounts(report.noisy_correct, report.noisy_patients) for report in reports]
+    return federated_accuracy(counts, noise_multiplier) if noise_multiplier and counts else None
+
+
+def _report(result: TrainResult, reply: Reply, weight: float) -> SiteReport:
     return SiteReport(
         site=result.site,
         num_patients=result.num_patients,
@@ -218,8 +236,10 @@ def _report(result: TrainResult, bytes_up: int, weight: float) -> SiteReport:
         epsilon=result.epsilon,
         delta=result.delta,
         epsilon_total=result.epsilon_total,
-        train_seconds=result.train_seconds,
-        bytes_up=bytes_up,
+        reply_seconds=reply.seconds,
+        bytes_up=len(reply.frame or b""),
         dataset_fingerprint=result.dataset_fingerprint,
         weight=weight,
+        noisy_correct=result.noisy_correct,
+        noisy_patients=result.noisy_patients,
     )

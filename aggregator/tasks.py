@@ -12,7 +12,8 @@ A reply counts when every line of this table holds.
 | task_sha256            | the task frame that was sent: a result of another task is not counted |
 | size                   | the adapter's: an absurd payload is not decoded                       |
 | tensors                | the keys and shapes of the global adapter's trained part; all finite  |
-| num_patients           | 1 to MAX_PATIENTS: it is the weight                                   |
+| num_patients           | 0 to MAX_PATIENTS: it is the weight, 0 where the site does not tell   |
+| noisy counts           | within MAX_PATIENTS of 0, and 0 where the task asked for none         |
 | one reply per site     | the exchange yields one per node, the roster holds one node per site  |
 """
 
@@ -148,8 +149,13 @@ def check_reply(
         raise FederationError(f"answered for run, round, site {found}, expected {right}")
     if result.task_sha256 != task_sha256:
         raise FederationError(f"answered task {result.task_sha256[:12]!r}, expected {task_sha256[:12]!r}")
-    if not 0 < result.num_patients <= MAX_PATIENTS:
-        raise FederationError(f"num_patients={result.num_patients}: expected 1 to {MAX_PATIENTS}")
+    if not 0 <= result.num_patients <= MAX_PATIENTS:
+        raise FederationError(f"num_patients={result.num_patients}: expected 0 to {MAX_PATIENTS}")
+    most = MAX_PATIENTS if task.privacy.metrics_noise_multiplier else 0
+    if not max(abs(result.noisy_correct), abs(result.noisy_patients)) <= most:
+        raise FederationError(
+            f"noisy counts {result.noisy_correct:g} and {result.noisy_patients:g}: expected within {most} of 0"
+        )
     limit = sum(4 * tensor.numel() for tensor in expected.values()) + PAYLOAD_SLACK_BYTES
     if len(payload) > limit:
         raise FederationError(f"the adapter has {len(payload)} bytes, expected at most {limit}")

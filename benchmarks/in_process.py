@@ -24,6 +24,7 @@ from fedmed.models.base import load_base
 from fedmed.training.evaluate import evaluate
 from hospital_client.audit import Audit
 from hospital_client.ledger import Ledger
+from hospital_client.release import cohort_hash
 from hospital_client.results import ResultStore
 from hospital_client.setup import create_site
 from hospital_client.site import Cohort, Site
@@ -71,6 +72,10 @@ def open_site(experiment: Experiment, root: Path, examples: Sequence[Example]) -
         "max_local_steps": str(experiment.training.local_steps),
         "max_rounds": str(experiment.training.rounds),
         "allow_no_privacy": str(privacy.mode == "none").lower(),
+        "allow_insecure_noise": str(privacy.insecure_noise_seed >= 0).lower(),
+        "allow_metrics": str(privacy.metrics_noise_multiplier > 0).lower(),
+        "min_metrics_noise_multiplier": str(privacy.metrics_noise_multiplier or 1.0),
+        "patient_count": "rounded",
     }
     settings = {"name": root.name, "data": "data", "socket": "unused.sock", "physical_batch": "256"}
     folder = create_site(root, settings, policy)
@@ -78,7 +83,12 @@ def open_site(experiment: Experiment, root: Path, examples: Sequence[Example]) -
     return Site(
         root.name,
         folder.policy,
-        Cohort(folder.settings.cohort, manifest.num_patients, manifest.fingerprint(folder.key)),
+        Cohort(
+            folder.settings.cohort,
+            manifest.num_patients,
+            manifest.fingerprint(folder.key),
+            cohort_hash(folder.key, folder.settings.cohort),
+        ),
         ledger=Ledger(folder.ledger, folder.key),
         audit=Audit(root / "audit.jsonl"),
         results=ResultStore(root / "results"),

@@ -325,14 +325,14 @@ def _cross_check(experiment: Experiment) -> list[str]:
         problems.append(f"name={experiment.name!r}: expected letters, digits, - and _ only")
     if experiment.federation.quorum > len(sites):
         problems.append(f"federation.quorum={experiment.federation.quorum}: expected at most {len(sites)}, the sites")
-    training = experiment.training
-    if training.warmup_rounds >= training.rounds:
-        problems.append(
-            f"training.warmup_rounds={training.warmup_rounds}: expected below {training.rounds}, the rounds"
-        )
-    if experiment.privacy.mode == "dp" and experiment.privacy.delta == 0:
+    training, privacy = experiment.training, experiment.privacy
+    if (warm_up := training.warmup_rounds) >= training.rounds:
+        problems.append(f"training.warmup_rounds={warm_up}: expected below {training.rounds}, the rounds")
+    if privacy.mode == "dp" and privacy.delta == 0:
         problems.append("privacy.delta=0.0: expected > 0 with privacy.mode=dp")
-    return problems + _check_cap(experiment.privacy)
+    if privacy.mode == "none" and (asked := privacy.metrics_noise_multiplier):
+        problems.append(f"privacy.metrics_noise_multiplier={asked:g}: expected 0 with privacy.mode=none")
+    return problems + _check_cap(privacy)
 
 
 def _check_cap(privacy: Privacy) -> list[str]:

@@ -84,6 +84,11 @@ class PrivacySpec:
     metrics_noise_multiplier: float = 0.0
     insecure_noise_seed: int = -1
 
+    @property
+    def protects(self) -> bool:
+        """Whether patients have any guarantee: mode dp, and noise that nobody can draw again."""
+        return self.mode == "dp" and self.insecure_noise_seed < 0
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSpec:
@@ -143,8 +148,9 @@ class TrainTask:
 
 @dataclass(frozen=True, slots=True)
 class SiteInfo:
-    """Answer to DescribeTask. `num_patients` is as the site's policy releases it (rounded, by default);
-    `dataset_fingerprint` is a keyed hash that only the site can recompute."""
+    """Answer to DescribeTask. `num_patients` is as the site's policy releases it, 0 where it is not told: then all
+    sites weigh the same. `dataset_fingerprint` is a hash under a key that never leaves the site, of the cohort's name or,
+    where the policy says so, of the data."""
 
     type: ClassVar[str] = "site_info"
     run: str
@@ -158,15 +164,16 @@ class SiteInfo:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """One trained round. Payload: the trained adapter tensors (safetensors). Every field here is listed, with where
-    its privacy comes from, in docs/privacy.md.
+    """One trained round. Payload: the trained adapter tensors (safetensors). Where the privacy of every field comes
+    from: hospital_client/release.py and docs/privacy.md.
 
     Attributes:
         task_sha256: of the task frame that this answers: a result is idempotent by it.
-        num_patients: as the site's policy releases it; the aggregation weight.
+        num_patients: as in SiteInfo; the aggregation weight.
         epsilon, delta: spent by this run at this site so far, this round included.
         epsilon_total: spent by the cohort over all runs; `inf` travels as -1 when a round without privacy was run.
-        train_seconds: wall time of training, rounded to 0.1 s.
+        noisy_correct, noisy_patients: of the incoming adapter's evaluation, where the task asked for it, else 0.0: patients
+            drawn, and the sum over them of the share of records answered right, each with noise (fedmed.privacy.counts).
     """
 
     type: ClassVar[str] = "train_result"
@@ -180,13 +187,14 @@ class TrainResult:
     delta: float
     epsilon_total: float
     dataset_fingerprint: str
-    train_seconds: float
+    noisy_correct: float = 0.0
+    noisy_patients: float = 0.0
     payload_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The site did not do it. `code` is a code of fedmed.errors, or `failed` for a fault inside the site, whose
+    """The site did not do it. `code` is a code of fedmed.errors, or `failed` for a fault inside the site, whose kind and
     details stay there; `retry`: whether the same task may succeed later."""
 
     type: ClassVar[str] = "refusal"

@@ -24,10 +24,11 @@ from collections.abc import Mapping
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmed.errors import FederationError, FedMedError, WireError
-from fedmed.messages import Refusal, decode, encode
+from fedmed.errors import FederationError, FedMedError
+from fedmed.messages import encode
 from fedmed.wire import channel
 from fedmed.wire.record import pack, unpack
+from hospital_client.release import relay_refusal
 
 SOCKET_KEY = "site-socket"
 app = ClientApp()
@@ -47,7 +48,7 @@ def answer(content: RecordDict, node_config: Mapping[str, object], timeout_s: fl
         return channel.handle(socket_path(node_config), frame, timeout_s)
     except FedMedError as error:
         retry = isinstance(error, FederationError) and SOCKET_KEY in node_config
-        return encode(_refusal(frame, error, retry, str(node_config.get(SOCKET_KEY) or "")))
+        return encode(relay_refusal(frame, error, retry, str(node_config.get(SOCKET_KEY) or "")))
 
 
 def socket_path(node_config: Mapping[str, object]) -> str:
@@ -59,16 +60,3 @@ def socket_path(node_config: Mapping[str, object]) -> str:
             f"start the SuperNode with --node-config '{SOCKET_KEY}=\"/run/fedmed/NAME.sock\"'",
         )
     return path
-
-
-def _refusal(frame: bytes, error: FedMedError, retry: bool, socket: str) -> Refusal:
-    """Names the run and round where the task can be read; the site's name is the daemon's to give."""
-    text = f"{error.message}; {error.hint}" if error.hint else error.message
-    if socket:
-        text = text.replace(socket, "its socket")  # the hospital's paths are not the aggregator's business
-    try:
-        task = decode(frame)[0]
-    except WireError:
-        return Refusal(run="", round=0, site="", code=error.code, message=text, retry=retry)
-    run, number = getattr(task, "run", ""), getattr(task, "round", 0)
-    return Refusal(run=run, round=number, site="", code=error.code, message=text, retry=retry)

@@ -1,6 +1,6 @@
 """What the site decided, one JSON line each, on disk before the decision takes effect. No patient field, ever.
 
-    {"time", "decision", "code", "run", "round", "task_sha256", "epsilon", "message"}
+    {"time", "decision", "code", "run", "round", "task_sha256", "epsilon", "seconds", "message"}
 
 | decision  | meaning                                                                               |
 | --------- | ------------------------------------------------------------------------------------- |
@@ -42,9 +42,11 @@ class Audit:
         round: int = 0,
         task_sha256: str = "",
         epsilon: float | None = None,
+        seconds: float | None = None,
         message: str = "",
     ) -> None:
-        """One line, on disk when this returns. `epsilon` is the cohort's after the decision; infinity as -1."""
+        """One line, on disk when this returns. `epsilon` is the cohort's after the decision, infinity as -1; `seconds` is
+        how long training took, which stays here: it depends on who was drawn."""
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "decision": decision,
@@ -53,6 +55,7 @@ class Audit:
             "round": round,
             "task_sha256": task_sha256,
             "epsilon": finite(epsilon) if epsilon is not None else None,
+            "seconds": seconds,
             "message": message[:MAX_TEXT],
         }
         with self._lock:

@@ -33,15 +33,15 @@ from typing import Protocol
 
 import grpc
 
-import fedmed
 from fedmed.data.manifest import Manifest, load_manifest
 from fedmed.errors import FederationError, FedMedError, WireError
 from fedmed.messages import TrainTask
 from fedmed.wire import site_pb2, site_pb2_grpc
 from fedmed.wire.channel import chunks, join
-from hospital_client.audit import Audit, finite
+from hospital_client.audit import Audit
 from hospital_client.ledger import Ledger
 from hospital_client.process import claim_socket, log_to, only_daemon
+from hospital_client.release import cohort_hash
 from hospital_client.results import ResultStore
 from hospital_client.settings import SiteFolder
 from hospital_client.site import Cohort, Site, Trainer, TrainRound, log
@@ -110,20 +110,13 @@ class Service(site_pb2_grpc.SiteServicer):
         yield from chunks(self._site.handle(frame))
 
     def Status(self, request: site_pb2.StatusRequest, context: grpc.ServicerContext) -> site_pb2.StatusReply:
-        site, trainer = self._site, self._trainer.trainer
-        progress = site.progress
-        return site_pb2.StatusReply(
-            site=site.name,
-            version=fedmed.__version__,
+        progress, trainer = self._site.progress, self._trainer.trainer
+        return self._site.release.status(
             state=self._state(),
             base_model=trainer.base_name if trainer else "",
             base_sha256=trainer.base_sha256 if trainer else "",
             run=progress.run,
             round=progress.round,
-            num_patients=site.num_patients,
-            epsilon_spent=finite(site.epsilon_spent()),
-            epsilon_budget=site.policy.epsilon_budget,
-            delta=site.policy.delta,
             pid=os.getpid(),
             tasks_done=progress.done,
             tasks_refused=progress.refused,
@@ -176,7 +169,7 @@ def _serve(folder: SiteFolder, announce: Callable[[str], None], make_trainer: Ma
     site = Site(
         name,
         folder.policy,
-        Cohort(cohort, manifest.num_patients, manifest.fingerprint(folder.key)),
+        Cohort(cohort, manifest.num_patients, manifest.fingerprint(folder.key), cohort_hash(folder.key, cohort)),
         ledger=ledger,
         audit=audit,
         results=ResultStore(folder.root / "results"),

@@ -1,7 +1,7 @@
 """A site without torch, for tests and for trying the wire: a trainer that sends the incoming tensors back.
 
 >>> trainer = EchoTrainer()
->>> trainer.prepare(example_task(), memoryview(b"tensors"), lot_size=5.0)(lambda: False)
+>>> trainer.prepare(example_task(), memoryview(b"tensors"), lot_size=5.0)(lambda: False).payload
 b'tensors'
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 from fedmed.errors import FederationError
 from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec, TrainTask
 from fedmed.privacy.accounting import PrivacyEvent
+from hospital_client.policy import Policy
+from hospital_client.release import Trained
 from hospital_client.site import ShouldStop, TrainRound
 
 BASE_SHA256 = "ab" * 32
@@ -53,6 +55,29 @@ def example_task(**changes: Any) -> TrainTask:
     return dataclasses.replace(task, **changes)
 
 
+def example_policy(**changes: Any) -> Policy:
+    """A policy that allows `example_task`, with small numbers."""
+    values: dict[str, Any] = {
+        "base_models": (BASE_SHA256,),
+        "methods": ("fedavg", "ffa_lora"),
+        "allow_no_privacy": False,
+        "allow_insecure_noise": False,
+        "allow_metrics": False,
+        "max_rank": 64,
+        "min_noise_multiplier": 0.5,
+        "min_metrics_noise_multiplier": 2.0,
+        "epsilon_budget": 3.5,
+        "delta": 1e-5,
+        "min_patients": 20,
+        "patient_count": "rounded",
+        "dataset_fingerprint": "cohort",
+        "max_sample_rate": 0.5,
+        "max_local_steps": 200,
+        "max_rounds": 100,
+    }
+    return Policy(**{**values, **changes})
+
+
 class EchoTrainer:
     """Sends the payload back. Notes what it was asked; can fail, and can wait in the middle of a round.
 
@@ -83,7 +108,7 @@ class EchoTrainer:
         self.lot_sizes.append(lot_size)
         incoming = bytes(payload)
 
-        def train_round(should_stop: ShouldStop) -> bytes:
+        def train_round(should_stop: ShouldStop) -> Trained:
             self.training.set()
             self.rounds_trained += 1
             if self.fault is not None:
@@ -91,6 +116,6 @@ class EchoTrainer:
             while not self.release.wait(0.01):
                 if should_stop():
                     raise FederationError("the round was stopped before its last step")
-            return incoming
+            return Trained(incoming)
 
         return train_round

@@ -8,6 +8,10 @@
 | methods, max_rank    | its method is not listed; its rank is larger                                       |
 | min_noise_multiplier | mode `dp` with less noise                                                          |
 | allow_no_privacy     | mode `none` and this is false                                                      |
+| allow_insecure_noise | its noise comes from a seed and this is false: such a round counts as without      |
+|                      | privacy, whatever its mode says                                                    |
+| allow_metrics, min_metrics_noise_multiplier | it asks for evaluation counts and this is false, or with     |
+|                      | less noise, or without mode `dp`                                                   |
 | delta                | mode `dp` with a larger delta, or none at all                                      |
 | max_sample_rate, max_local_steps, max_rounds | it asks for more                                           |
 | patient_count        | `hidden`, and it caps the patients of a step: no public count, no accounting       |
@@ -30,6 +34,7 @@ from fedmed.privacy.events import least_cap
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "sgd", "adam_bc")
+CLIPPINGS = ("flat", "automatic", "per_layer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +44,25 @@ class Policy:
     base_models: tuple[str, ...]
     methods: tuple[str, ...]
     allow_no_privacy: bool
+    allow_insecure_noise: bool
+    allow_metrics: bool
     max_rank: int = number(1)
     min_noise_multiplier: float = number(0, above=True)
+    min_metrics_noise_multiplier: float = number(0, above=True)
     epsilon_budget: float = number(0, above=True)
     delta: float = number(0, 1, above=True, below=True)
     min_patients: int = number(1)
     patient_count: str = choice("exact", "rounded", "hidden")
+    dataset_fingerprint: str = choice("cohort", "data")
     max_sample_rate: float = number(0, 1, above=True)
     max_local_steps: int = number(1)
     max_rounds: int = number(1)
 
     def released_patients(self, num_patients: int) -> int:
-        """The patient count that may leave the site: exact, rounded to the nearest 10 (at least 10), or 1."""
+        """The patient count that may leave the site: exact, rounded to the nearest 10 (at least 10), or 0: not told."""
         if self.patient_count == "exact":
             return num_patients
-        return max(10, 10 * ((num_patients + 5) // 10)) if self.patient_count == "rounded" else 1
+        return max(10, 10 * ((num_patients + 5) // 10)) if self.patient_count == "rounded" else 0
 
     def most_patients(self, num_patients: int) -> int:
         """A public number that the cohort's count is below; 0 where the count is hidden, and there is none.
@@ -68,7 +77,7 @@ class Policy:
     def nominal_patients(self, num_patients: int) -> int:
         """The patient count that scales the gradient. Public, as the release is: the step's size shows it.
 
-        Where the count is hidden the policy's minimum stands in: 1 would make every step far too large.
+        Where the count is hidden the policy's minimum stands in: the one number of patients that is not of the data.
         """
         return self.min_patients if self.patient_count == "hidden" else self.released_patients(num_patients)
 
@@ -123,6 +132,8 @@ def _size_breaches(policy: Policy, task: TrainTask) -> list[str]:
         breaches.append(f"dtype={task.dtype!r:.40}, precision={task.precision!r:.40}, expected {' or '.join(DTYPES)}")
     if task.optimizer.name not in OPTIMIZERS:
         breaches.append(f"optimizer.name={task.optimizer.name!r:.40}, expected {' or '.join(OPTIMIZERS)}")
+    if task.privacy.clipping not in CLIPPINGS:
+        breaches.append(f"privacy.clipping={task.privacy.clipping!r:.40}, expected {' or '.join(CLIPPINGS)}")
     return breaches
 
 
@@ -138,10 +149,16 @@ def _privacy_breaches(policy: Policy, privacy: PrivacySpec) -> list[str]:
             breaches.append(f"privacy.delta={privacy.delta:g}, expected > 0 and at most {policy.delta:g}")
     elif privacy.mode != "none":
         breaches.append(f"privacy.mode={privacy.mode!r:.40}, expected dp or none")
+    if privacy.insecure_noise_seed >= 0 and not policy.allow_insecure_noise:
+        breaches.append(
+            f"privacy.insecure_noise_seed={privacy.insecure_noise_seed}, expected -1 (allow_insecure_noise is false)"
+        )
     if not 0 < privacy.sample_rate <= policy.max_sample_rate:
         breaches.append(
             f"privacy.sample_rate={privacy.sample_rate:g}, expected > 0 and at most {policy.max_sample_rate:g}"
         )
+    if privacy.metrics_noise_multiplier:
+        breaches += _metrics_breaches(policy, privacy)
     if not 1 <= privacy.steps <= policy.max_local_steps:
         breaches.append(f"privacy.steps={privacy.steps}, expected 1 to {policy.max_local_steps}")
     if privacy.records_per_patient < 1 or not privacy.max_grad_norm > 0:
@@ -162,6 +179,18 @@ def _cap_breaches(policy: Policy, privacy: PrivacySpec, num_patients: int) -> li
         ]
     if cap < (least := least_cap(privacy.sample_rate, most)):
         return [f"privacy.max_patients={cap}, expected at least {least}: sample_rate times the site's {most} patients"]
+    return []
+
+
+def _metrics_breaches(policy: Policy, privacy: PrivacySpec) -> list[str]:
+    """Of a task that asks for evaluation counts."""
+    asked, least = privacy.metrics_noise_multiplier, policy.min_metrics_noise_multiplier
+    if not policy.allow_metrics:
+        return [f"privacy.metrics_noise_multiplier={asked:g}, expected 0 (allow_metrics is false)"]
+    if privacy.mode != "dp":
+        return [f"privacy.metrics_noise_multiplier={asked:g}, expected 0 without mode dp"]
+    if not asked >= least:
+        return [f"privacy.metrics_noise_multiplier={asked:g}, expected at least {least:g}, or 0"]
     return []
 
 

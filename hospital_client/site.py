@@ -4,7 +4,8 @@
           -> train -> result on disk -> COMMIT (ledger, on disk) -> frame
 
 Records are read for training only after RESERVE; before it the site knows its data by count and fingerprint alone.
-Every decision is in audit.jsonl before it takes effect. Knows no torch: training comes in as a `Trainer`.
+Every decision is in audit.jsonl before it takes effect. What the answers say is built in hospital_client/release.py.
+Knows no torch: training comes in as a `Trainer`.
 
 | what goes wrong                                | code crossing the wire    | spent?                            |
 | ---------------------------------------------- | ------------------------- | --------------------------------- |
@@ -14,13 +15,10 @@ Every decision is in audit.jsonl before it takes effect. Knows no torch: trainin
 | above the budget                               | budget_exhausted          | no                                |
 | another task is being trained                  | federation, retry         | no                                |
 | ledger cannot be written                       | ledger                    | only if the reservation was on disk |
-| any fault while training                       | failed, or its class      | yes, for good                     |
+| any fault while training                       | failed                    | yes, for good                     |
 | the daemon is told to stop while training      | federation, retry         | yes, for good                     |
 | killed at any point after RESERVE              | (no answer)               | yes, for good                     |
 | the same task again after it was answered      | the stored result, again  | nothing more                      |
-
-Messages of policy, budget and wire errors name only what the task itself or the public policy says, and are sent as
-they are. Of every other fault only the class is sent; the site's own log has the details.
 """
 
 from __future__ import annotations
@@ -33,34 +31,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import fedmed
-from fedmed.errors import BudgetExhausted, FederationError, FedMedError, ModelError, PolicyRefusal, WireError
-from fedmed.messages import DescribeTask, Message, Refusal, SiteInfo, TrainResult, TrainTask, decode, encode, sha256_hex
-from hospital_client.audit import Audit, finite
+from fedmed.errors import FederationError, FedMedError, WireError
+from fedmed.messages import DescribeTask, Message, TrainTask, decode, encode, sha256_hex
+from hospital_client.audit import Audit
 from hospital_client.ledger import Ledger, Reservation, Spending
 from hospital_client.policy import Policy, check_cohort, check_task
+from hospital_client.release import Busy, Release, Trained, refusal, words_leave
 from hospital_client.results import ResultStore
 
 log = logging.getLogger("fedmed.site")
 ShouldStop = Callable[[], bool]
-TrainRound = Callable[[ShouldStop], bytes]
-_VERBATIM = (PolicyRefusal, BudgetExhausted, WireError)
-_GENERIC = "the site could not do the task ({code}); the site's log has the details"
-
-
-class TaskMismatch(ModelError):
-    """The task does not fit the site's base model. Names only what the task holds and public hashes."""
-
-
-class Busy(FederationError):
-    """Not now: the same task may succeed later. Names nothing of the data."""
+TrainRound = Callable[[ShouldStop], Trained]
 
 
 class Trainer(Protocol):
     """Trains one round. hospital_client.trainer holds the real one; tests bring their own."""
 
     def prepare(self, task: TrainTask, payload: memoryview, lot_size: float) -> TrainRound:
-        """Everything that can be checked without the data; the returned call reads it, trains, and gives the payload.
+        """Everything that can be checked without the data; the returned call reads it, evaluates, trains, and gives the
+        payload and counts.
 
         Args:
             task, payload: as they arrived; allowed by the policy.
@@ -77,11 +66,13 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """What the site knows of its data without reading a record."""
+    """What the site knows of its data without reading a record. `fingerprint` is of the data, `name_hash` of the name:
+    both are under the site's key, see hospital_client/release.py."""
 
     name: str
     num_patients: int
     fingerprint: str
+    name_hash: str = ""
 
 
 @dataclass(slots=True)
@@ -121,9 +112,18 @@ class Site:
         self._stop = threading.Event()
 
     @property
-    def num_patients(self) -> int:
-        """The patient count as the policy releases it."""
-        return self.policy.released_patients(self.cohort.num_patients)
+    def release(self) -> Release:
+        """What may leave, as things stand."""
+        cohort = self.cohort
+        return Release(
+            self.name,
+            self.policy,
+            self.ledger,
+            cohort.name,
+            cohort.num_patients,
+            cohort_hash=cohort.name_hash,
+            data_hash=cohort.fingerprint,
+        )
 
     @property
     def stopping(self) -> bool:
@@ -153,18 +153,8 @@ class Site:
 
     def _describe(self, task: DescribeTask) -> bytes:
         check_cohort(self.policy, self.cohort.num_patients)
-        spent = self.epsilon_spent()
-        self._audit.write("described", run=task.run, epsilon=spent)
-        info = SiteInfo(
-            run=task.run,
-            site=self.name,
-            version=fedmed.__version__,
-            num_patients=self.num_patients,
-            dataset_fingerprint=self.cohort.fingerprint,
-            epsilon_spent=finite(spent),
-            epsilon_budget=self.policy.epsilon_budget,
-        )
-        return encode(info)
+        self._audit.write("described", run=task.run, epsilon=self.epsilon_spent())
+        return encode(self.release.info(task.run))
 
     def _answer_train(self, task: TrainTask, payload: memoryview, task_sha256: str) -> bytes:
         if (stored := self._results.load(task_sha256)) is not None:
@@ -201,19 +191,24 @@ class Site:
         reservation = self._reserve(task, task_sha256)
         started = time.monotonic()
         trained = self._run(train_round)
-        seconds = time.monotonic() - started
-        frame = encode(self._result(task, task_sha256, seconds), trained)
+        seconds = round(time.monotonic() - started, 3)
+        frame = encode(self.release.result(task, task_sha256, trained.counts), trained.payload)
         # Stored before it is committed: a crash in between loses no round, and the reservation counts either way.
         self._results.save(task_sha256, frame)
         self.ledger.commit(reservation, sha256_hex(frame))
         self._audit.write(
-            "released", run=task.run, round=task.round, task_sha256=task_sha256, epsilon=self.epsilon_spent()
+            "released",
+            run=task.run,
+            round=task.round,
+            task_sha256=task_sha256,
+            epsilon=self.epsilon_spent(),
+            seconds=seconds,
         )
         self.progress.done += 1
         log.info("run %s round %d: trained %d steps in %.1f s", task.run, task.round, task.privacy.steps, seconds)
         return frame
 
-    def _run(self, train_round: TrainRound) -> bytes:
+    def _run(self, train_round: TrainRound) -> Trained:
         try:
             return train_round(self._stop.is_set)
         except FederationError:
@@ -223,7 +218,7 @@ class Site:
 
     def _reserve(self, task: TrainTask, task_sha256: str) -> Reservation:
         """The ledger's reservation and the audit's line, both on disk: from here on the records may be read."""
-        private = task.privacy.mode == "dp"
+        private = task.privacy.protects
         spending = Spending(
             cohort=self.cohort.name,
             run=task.run,
@@ -253,37 +248,20 @@ class Site:
         )
         return reservation
 
-    def _result(self, task: TrainTask, task_sha256: str, seconds: float) -> TrainResult:
-        """Everything that leaves beside the adapter. Both epsilons hold at the task's delta."""
-        delta = task.privacy.delta if task.privacy.mode == "dp" else self.policy.delta
-        return TrainResult(
-            run=task.run,
-            round=task.round,
-            site=self.name,
-            task_sha256=task_sha256,
-            num_patients=self.num_patients,
-            steps=task.privacy.steps,
-            epsilon=finite(self.ledger.epsilon(self.cohort.name, delta, task.run)),
-            delta=delta,
-            epsilon_total=finite(self.ledger.epsilon(self.cohort.name, delta)),
-            dataset_fingerprint=self.cohort.fingerprint,
-            train_seconds=round(seconds, 1),
-        )
-
     def _refuse(self, error: Exception, message: Message | None, task_sha256: str) -> bytes:
-        """A Refusal that tells no more than it may; the log has the rest."""
-        code = error.code if isinstance(error, FedMedError) else "failed"
-        open_text = isinstance(error, (*_VERBATIM, TaskMismatch, Busy))
-        text = str(error) if open_text else _GENERIC.format(code=code)
-        run, round_number = getattr(message, "run", "")[:128], getattr(message, "round", 0)
-        log.warning("run %s round %d: refused (%s): %s", ascii(run), round_number, code, describe_fault(error))
+        """A Refusal that tells no more than it may; the log and the audit have the error's own code, the log the rest."""
+        told = refusal(self.name, error, getattr(message, "run", ""), getattr(message, "round", 0))
+        code = error.code if isinstance(error, FedMedError) else told.code
+        log.warning("run %s round %d: refused (%s): %s", ascii(told.run), told.round, code, describe_fault(error))
         self.progress.refused += 1
+        decision = "refused" if words_leave(error) else "failed"
         try:
-            decision = "refused" if open_text else "failed"
-            self._audit.write(decision, code=code, run=run, round=round_number, task_sha256=task_sha256, message=text)
+            self._audit.write(
+                decision, code=code, run=told.run, round=told.round, task_sha256=task_sha256, message=told.message
+            )
         except OSError as failure:  # a full disk must not hide the refusal from the aggregator
             log.error("audit.jsonl cannot be written: %s", failure.strerror)
-        return encode(Refusal(run, round_number, self.name, code, text, retry=isinstance(error, Busy)))
+        return encode(told)
 
 
 def describe_fault(error: Exception) -> str:

@@ -22,8 +22,9 @@ from fedmed.models.base import load_base
 from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom
 from fedmed.training.local_round import LocalTrainer
 from fedmed.training.steps import RoundPlan
+from hospital_client.release import TaskMismatch, Trained
 from hospital_client.settings import SiteFolder
-from hospital_client.site import ShouldStop, TaskMismatch, TrainRound
+from hospital_client.site import ShouldStop, TrainRound
 
 
 class SiteTrainer:
@@ -61,8 +62,10 @@ class SiteTrainer:
         state = self._check_adapter(plan, payload, task.init_seed)
         local, random = self._local, self._random_of(task)
 
-        def train_round(should_stop: ShouldStop) -> bytes:
-            return encode_state(local.train(plan, state, task.init_seed, should_stop, random), task.dtype)
+        def train_round(should_stop: ShouldStop) -> Trained:
+            counts = local.count(plan, state, task.init_seed, should_stop, random)
+            trained = local.train(plan, state, task.init_seed, should_stop, random)
+            return Trained(encode_state(trained, task.dtype), counts)
 
         return train_round
 

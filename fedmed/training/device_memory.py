@@ -21,11 +21,12 @@ nothing more is spent, and nothing is released twice.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedmed.errors import ModelError
 
+log = logging.getLogger("fedmed.training")
+T = TypeVar("T")
 MOST = 256
 # The backward pass needs room beside what the forward pass keeps, and other processes have their own plans.
 SHARE = 0.4
@@ -55,6 +58,17 @@ class PhysicalBatch:
         self.size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def within_memory(self, compute: Callable[[], T]) -> T:
+        """`compute()`, begun anew with half of it whenever memory runs out; so it must draw and release nothing."""
+        while True:
+            try:
+                return compute()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.halve()  # outside of the handler, whose traceback would keep the tensors alive
+            log.warning("out of memory: the physical batch is %d from now on", self.size)
 
     def choose(self, bytes_per_record: int, device: torch.device) -> None:
         """Sets the size by what is free on the device."""

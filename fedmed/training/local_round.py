@@ -1,6 +1,7 @@
 """One round of training at a site: the adapter comes in, is trained on the site's patients, and goes out.
 
-    global adapter -> [draw patients -> draw records -> gradient per patient -> clip -> sum -> noise -> / lot -> step] x n
+    global adapter -> [noisy counts of right answers, where asked for]
+    -> [draw patients -> draw records -> gradient per patient -> clip -> sum -> noise -> / lot -> step] x n
     -> trained adapter
 
     >>> trainer = LocalTrainer(base, manifest, SecureRandom())
@@ -42,10 +43,12 @@ from fedmed.models.adapter import (
     state_sha256,
 )
 from fedmed.models.base import BaseModel
+from fedmed.privacy.counts import NoisyCounts
 from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import RandomSource
 from fedmed.training.batches import EncodedExamples
 from fedmed.training.device_memory import PhysicalBatch
+from fedmed.training.local_evaluation import count_right
 from fedmed.training.optimizers import begin_round, make_optimizer
 from fedmed.training.patient_gradients import PatientGradients
 from fedmed.training.steps import RoundPlan, Steps
@@ -135,6 +138,23 @@ class LocalTrainer:
         ).run()
         self._keep_optimizer(plan, parameters, optimizer)
         return adapter_state(model, plan.trainable)
+
+    def count(
+        self,
+        plan: RoundPlan,
+        state: Mapping[str, Tensor],
+        init_seed: int,
+        should_stop: Callable[[], bool] = bool,
+        random: RandomSource | None = None,
+    ) -> NoisyCounts:
+        """How well `state` answers the site's patients, where the plan asks for it: see fedmed.training.local_evaluation.
+
+        Args and Raises: as `train`.
+        """
+        model = self._prepare(plan, state, init_seed)
+        patients, source = self._manifest.patients, random or self._random
+        batch = self._batch_for(plan)
+        return count_right(plan, model, self._examples, patients, source, batch, should_stop)
 
     def _batch_for(self, plan: RoundPlan) -> PhysicalBatch:
         """The plan's physical batch, as far as earlier rounds found that it fits."""

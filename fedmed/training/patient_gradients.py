@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from fedmed.data.collate import IGNORE, Batch
 from fedmed.errors import PrivacyError
 from fedmed.models.adapter import part_of
+from fedmed.training.answers import answer_logits
 from fedmed.training.gradient_matrix import Matrix
 from fedmed.training.ownership import HINT, Owners
 from fedmed.training.taps import Tap, is_lora, tap_for
@@ -47,12 +48,7 @@ _AGREEMENT = {"float32": 1e-3, "bfloat16": 1e-1}
 
 def example_losses(model: nn.Module, batch: Batch, precision: str) -> Tensor:
     """Mean cross-entropy over each example's answer tokens: [B]. `precision` bfloat16 runs the model in autocast."""
-    targets = batch.labels[:, 1:]
-    # Only positions that some example is asked about go through the vocabulary.
-    positions = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)
-    targets = targets[:, positions]
-    with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        logits = model(**batch.inputs, logits_to_keep=positions, use_cache=False).logits
+    logits, targets = answer_logits(model, batch, precision)
     losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
     return losses.sum(dim=1) / (targets != IGNORE).sum(dim=1)
 

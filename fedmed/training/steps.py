@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from peft import PeftModel
@@ -20,12 +19,11 @@ from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import RandomSource
 from fedmed.privacy.sampling import draw_records
 from fedmed.training.batches import EncodedExamples, Group, chunks, pack
-from fedmed.training.device_memory import PhysicalBatch, is_out_of_memory, kept_bytes, set_checkpointing
+from fedmed.training.device_memory import PhysicalBatch, kept_bytes, set_checkpointing
 from fedmed.training.optimizers import OPTIMIZERS
 from fedmed.training.patient_gradients import PatientGradients, backward, example_losses
 
 log = logging.getLogger("fedmed.training")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ class Steps:
 
     def _private_gradient(self, engine: PatientGradients, drawn: list[list[int]]) -> list[Tensor]:
         """Clipped, summed over all physical batches, noised once, divided by the public lot size."""
-        total = self._within_memory(lambda: self._clipped_sum(engine, drawn))
+        total = self.batch.within_memory(lambda: self._clipped_sum(engine, drawn))
         noisy = self.mechanism.noise(total, self.plan.privacy, self.random) / self.plan.lot_size
         parts = noisy.split(engine.sizes)
         return [part.view_as(own) for part, own in zip(parts, self.parameters.values(), strict=True)]
@@ -143,7 +141,7 @@ class Steps:
 
     def _mean_gradient(self, drawn: list[list[int]]) -> list[Tensor]:
         """Mode none: the plain mean over the drawn patients; [] when nobody was drawn."""
-        return self._within_memory(lambda: self._mean_of(drawn)) if drawn else []
+        return self.batch.within_memory(lambda: self._mean_of(drawn)) if drawn else []
 
     def _mean_of(self, drawn: list[list[int]]) -> list[Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
@@ -169,17 +167,6 @@ class Steps:
                 raise ModelError(
                     f"adapter tensor {key} did not move in the first step although its gradient is not zero"
                 )
-
-    def _within_memory(self, compute: Callable[[], T]) -> T:
-        """`compute()`, begun anew with half the physical batch whenever memory runs out. It draws and releases nothing."""
-        while True:
-            try:
-                return compute()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            self.batch.halve()  # outside of the handler, whose traceback would keep the tensors alive
-            log.warning("out of memory: the physical batch is %d from now on", self.batch.size)
 
     def _choose_batch(self, record: int) -> None:
         """The physical batch by memory; measured without checkpointing, which errs on the safe side."""

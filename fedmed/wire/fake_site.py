@@ -4,7 +4,8 @@
     >>> decode(site.handle(encode(DescribeTask(run="r1"))))[0].site
     'north'
 
-It answers a TrainTask with the tensors it was sent (those that the task calls trainable), each number `shift` larger.
+It answers a TrainTask with the tensors it was sent (those that the task calls trainable), each number `shift` larger, and a
+task that asks for evaluation counts with those of `accuracy`, without noise.
 As a process of its own it stands in for a site daemon on a unix socket; it prints when it is ready and what it gets:
 
     python -m fedmed.wire.fake_site NAME SOCKET [--shift X] [--delay SECONDS] [--patients N]
@@ -35,6 +36,7 @@ class FakeSite:
     num_patients: int = 100
     shift: float = 0.0
     delay_s: float = 0.0
+    accuracy: float = 0.75
 
     def __post_init__(self) -> None:
         self.tasks: list[int] = []
@@ -56,6 +58,7 @@ class FakeSite:
         return save({name: value + value.dtype.type(self.shift) for name, value in tensors.items()})
 
     def _result(self, task: TrainTask, task_sha256: str) -> TrainResult:
+        drawn = task.privacy.sample_rate * self.num_patients if task.privacy.metrics_noise_multiplier else 0.0
         return TrainResult(
             run=task.run,
             round=task.round,
@@ -67,7 +70,8 @@ class FakeSite:
             delta=task.privacy.delta,
             epsilon_total=0.1 * task.round,
             dataset_fingerprint="0" * 64,
-            train_seconds=self.delay_s,
+            noisy_correct=self.accuracy * drawn,
+            noisy_patients=drawn,
         )
 
 

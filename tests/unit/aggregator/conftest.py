@@ -113,6 +113,6 @@ def _record(experiment: Experiment, number: int, accuracy: float, skipped: bool)
         bytes_up=90_000 * len(replies),
         bytes_down=90_000 * len(sites),
         seconds=6.5,
-        train_seconds=2.0,
+        reply_seconds=2.0,
         config_sha256=experiment.sha256,
     )

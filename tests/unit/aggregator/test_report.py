@@ -96,6 +96,28 @@ def test_a_name_from_the_wire_cannot_break_the_page(report: dict[str, Any]) -> N
     Page().feed(text)
 
 
+def test_local_accuracy_is_shown_where_it_was_asked_for(report: dict[str, Any]) -> None:
+    assert "local accuracy" not in render_page(report)
+    asked = json.loads(json.dumps(report))
+    asked["privacy"]["metrics_noise_multiplier"] = 2.0
+    asked["rounds"][0] |= {"local_accuracy": 0.755, "local_error": 0.031}
+    text = render_page(asked)
+    assert "<th>local accuracy, before</th>" in text
+    assert "75.5 % &plusmn; 3.1 %" in text
+    assert "<td>–</td>" in text  # the other rounds had too few patients to tell
+
+
+def test_a_hidden_patient_count_is_said_so(report: dict[str, Any]) -> None:
+    hidden = json.loads(json.dumps(report))
+    hidden["sites"][0]["num_patients"] = None
+    assert "<td>not told</td>" in render_page(hidden)
+
+
+def test_noise_from_a_seed_is_loud(tmp_path: Path, finished_run: FinishedRun) -> None:
+    folder, experiment = finished_run(tmp_path / "seeded", "privacy.insecure_noise_seed=3")
+    assert "insecure_noise_seed" in build_report(folder, experiment)["privacy"]["warning"]
+
+
 def test_no_privacy_is_loud(tmp_path: Path, finished_run: FinishedRun) -> None:
     folder, experiment = finished_run(tmp_path / "open", "privacy.mode=none")
     report = build_report(folder, experiment)

@@ -3,6 +3,7 @@
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,8 @@ from fedmed.messages import Refusal, TrainResult, decode, encode
 from fedmed.wire import channel
 from hospital_client.audit import Audit
 from hospital_client.daemon import BackgroundTrainer, Service, listen
-from hospital_client.fakes import BASE_SHA256, EchoTrainer, example_task, linear_epsilon
+from hospital_client.fakes import BASE_SHA256, EchoTrainer, example_policy, example_task, linear_epsilon
 from hospital_client.ledger import Ledger
-from hospital_client.policy import Policy
 from hospital_client.process import claim_socket, only_daemon
 from hospital_client.results import ResultStore
 from hospital_client.site import Cohort, Site
@@ -37,7 +37,7 @@ def background() -> BackgroundTrainer:
 def socket_path(short: Path, background: BackgroundTrainer) -> Iterator[str]:
     """A served site; its trainer is made when a test starts `background`."""
     Ledger.create(short / "ledger.jsonl", b"k" * 32)
-    policy = Policy((BASE_SHA256,), ("fedavg",), False, 64, 0.5, 3.5, 1e-5, 20, "rounded", 0.5, 200, 100)
+    policy = example_policy()
     ledger, audit = Ledger(short / "ledger.jsonl", b"k" * 32, linear_epsilon), Audit(short / "audit.jsonl")
     results = ResultStore(short / "results")
     cohort = Cohort("north", 57, "f" * 64)
@@ -96,6 +96,10 @@ def test_no_answer_in_time_says_so(socket_path: str, background: BackgroundTrain
     with pytest.raises(FederationError, match=r"did not answer within 0\.2 s"):
         channel.handle(socket_path, encode(example_task(), b"x"), timeout_s=0.2)  # its trainer is not made yet
     background.start()
+    while not channel.status(
+        socket_path
+    ).tasks_done:  # it goes on, and keeps the result: not into a folder that is gone
+        time.sleep(0.01)
 
 
 def test_a_stale_socket_is_removed_and_another_file_is_not(short: Path) -> None:

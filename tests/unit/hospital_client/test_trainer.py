@@ -33,7 +33,7 @@ class Hospital:
             lora=SMALL, base_sha256=self.trainer.base_sha256, round=number, insecure_noise_seed=seed, steps=1
         )
         payload = memoryview(encode_state(self.start, "float32"))
-        return self.trainer.prepare(task, payload, lot_size=2.0)(lambda: False)
+        return self.trainer.prepare(task, payload, lot_size=2.0)(lambda: False).payload
 
 
 @pytest.fixture(scope="module")
