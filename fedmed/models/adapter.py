@@ -47,7 +47,7 @@ from fedmed.models.kinds import LORA_A, LORA_B, SAVED, kind_of
 
 State = dict[str, torch.Tensor]
 _PEFT_PREFIX = "base_model.model."
-_SAVED_PATH = ".modules_to_save.default."
+_SAVED_PATH = ".modules_to_save.default"
 _KEY = re.compile(r"\w+(\.\w+)+", re.ASCII)
 _LORA_AXES = (2, 4, 5)  # of linear layers and embeddings, Conv2d, Conv3d
 # A module belongs to the first part one of whose names is a component of its path: Qwen2.5-VL's merger lies inside
@@ -174,7 +174,7 @@ def reset_adapter(model: PeftModel, seed: int) -> None:
 def adapter_parameters(model: nn.Module, kinds: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """The adapter's parameters by stable key, sorted. `kinds`: see fedmed.models.kinds; empty takes all."""
     found = {
-        _stable_key(name): parameter
+        stable_key(name): parameter
         for name, parameter in model.named_parameters()
         if ".lora_" in name or _SAVED_PATH in name
     }
@@ -275,13 +275,15 @@ def _adaptable(module: nn.Module) -> bool:
     if type(module) in (nn.Conv2d, nn.Conv3d):
         conv = cast(nn.Conv2d, module)
         return conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros"
-    return type(module) in (nn.Linear, nn.Embedding)
+    if type(module) is nn.Embedding:
+        return module.max_norm is None and not module.scale_grad_by_freq
+    return type(module) is nn.Linear
 
 
 def _saved_wrappers(model: nn.Module) -> list[ModulesToSaveWrapper]:
     return [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
 
 
-def _stable_key(name: str) -> str:
-    """A parameter's name in a PeftModel without what PEFT puts around it."""
-    return re.sub(r"\.default(?=\.weight$|$)", "", name.removeprefix(_PEFT_PREFIX).replace(_SAVED_PATH, "."))
+def stable_key(name: str) -> str:
+    """A parameter's or module's name in a PeftModel without what PEFT puts around it."""
+    return re.sub(r"\.default(?=\.weight$|$)", "", name.removeprefix(_PEFT_PREFIX).replace(_SAVED_PATH, ""))

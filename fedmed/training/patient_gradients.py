@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from fedmed.data.collate import IGNORE, Batch
 from fedmed.errors import PrivacyError
-from fedmed.models.adapter import part_of
+from fedmed.models.adapter import part_of, stable_key
 from fedmed.training.answers import answer_logits
 from fedmed.training.gradient_matrix import Matrix
 from fedmed.training.ownership import HINT, Owners
@@ -180,7 +180,7 @@ def _find_taps(model: nn.Module, parameters: Mapping[str, nn.Parameter], matrix:
         covered = _lora_weights(module) if is_lora(module) else list(module.parameters(recurse=False))
         wanted = [id(own) for own in covered if id(own) in left]
         if wanted:
-            yield tap_for(module, name, part_of(name), matrix)
+            yield tap_for(module, stable_key(name), part_of(name), matrix)
             for own_id in wanted:
                 del left[own_id]
 

@@ -1,0 +1,87 @@
+"""What cannot be told apart by patient is refused by name, before a record is read or a step is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_architectures import PARTS
+from helpers_training import mixed_cohort, plan
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from fedmed.errors import PrivacyError
+from fedmed.messages import LoraSpec
+from fedmed.models.adapter import adapter_parameters, add_adapter
+from fedmed.models.base import BaseModel
+from fedmed.models.kinds import KINDS
+from fedmed.privacy.random import SecureRandom
+from fedmed.training.local_round import LocalTrainer
+from fedmed.training.patient_gradients import PatientGradients
+
+
+def put(module: nn.Module) -> Callable[[nn.Module], None]:
+    """Adds a layer to the projector, which is trained whole."""
+    return lambda model: model.get_submodule("model.multi_modal_projector").add_module("extra", module)
+
+
+def share_a_weight(model: nn.Module) -> None:
+    layer = model.get_submodule("model.language_model.layers.0")
+    layer.post_attention_layernorm.weight = layer.input_layernorm.weight
+
+
+@pytest.mark.parametrize(
+    ("change", "saved", "words"),
+    [
+        (put(nn.BatchNorm1d(8)), "multi_modal_projector", r"model\.multi_modal_projector\.extra \(BatchNorm1d\)"),
+        (put(nn.GroupNorm(2, 8)), "multi_modal_projector", r"model\.multi_modal_projector\.extra \(GroupNorm\)"),
+        (put(nn.LSTM(8, 8)), "multi_modal_projector", r"model\.multi_modal_projector\.extra \(LSTM\)"),
+        (put(nn.Conv2d(8, 8, 3, groups=2)), "multi_modal_projector", r"projector\.extra \(Conv2d\)"),
+        (put(nn.Embedding(8, 8, max_norm=1.0)), "multi_modal_projector", r"projector\.extra \(Embedding\)"),
+        (put(nn.Embedding(8, 8, scale_grad_by_freq=True)), "multi_modal_projector", r"projector\.extra \(Embedding\)"),
+        (lambda model: None, "vision_tower.embeddings", r"model\.vision_tower\.embeddings \(CLIPVisionEmbeddings\)"),
+        (share_a_weight, "layers.0", r"model\.language_model\.layers\.0\.input_layernorm\.weight: 2 layers share it"),
+    ],
+)
+def test_a_layer_is_refused_by_name_before_training(
+    tiny_base: BaseModel, tmp_path: Path, change: Callable[[nn.Module], None], saved: str, words: str
+) -> None:
+    change(tiny_base.model)
+    manifest = mixed_cohort(tmp_path / "site")
+    assert (pictures := list(manifest.folder.rglob("*.png")))
+    for picture in pictures:
+        picture.unlink()  # whoever reads a record fails in another way
+    trainer = LocalTrainer(tiny_base, manifest, SecureRandom())
+    settings = plan(lora=LoraSpec(2, 4.0, PARTS, ("all-linear",), (saved,)), trainable=KINDS)
+    for attempt in (trainer.check, trainer.train):
+        with pytest.raises(PrivacyError, match=words) as caught:
+            attempt(settings, {}, 0)
+        assert "lora.modules_to_save" in caught.value.hint
+
+
+@pytest.mark.parametrize("target", ["linear_1", "patch_embedding"])
+def test_dora_is_refused(tiny_base: BaseModel, target: str) -> None:
+    model = get_peft_model(tiny_base.model, LoraConfig(r=2, target_modules=[target], use_dora=True))
+    with pytest.raises(PrivacyError, match=target):
+        PatientGradients(model, adapter_parameters(model), "float32")
+
+
+def test_a_weight_that_serves_all_images_at_once_is_refused(tiny_base: BaseModel, tmp_path: Path) -> None:
+    """CLIP looks its positions up once for all images of a batch: which patient's they are cannot be seen."""
+    spec = LoraSpec(2, 4.0, ("vision_tower",), ("position_embedding",))
+    trainer = LocalTrainer(tiny_base, mixed_cohort(tmp_path / "site"), SecureRandom())
+    with pytest.raises(PrivacyError, match=r"model\.vision_tower\.embeddings\.position_embedding"):
+        trainer.train(plan(lora=spec, trainable=KINDS), {}, 0)
+
+
+def test_what_is_refused_leaves_the_model_as_it_was(tiny_base: BaseModel) -> None:
+    put(nn.LSTM(8, 8))(tiny_base.model)
+    spec = LoraSpec(2, 4.0, PARTS, ("all-linear",), ("multi_modal_projector",))
+    model = add_adapter(tiny_base.model, spec, 0)
+    with pytest.raises(PrivacyError):
+        PatientGradients(model, adapter_parameters(model), "float32")
+    assert all(parameter.requires_grad for parameter in adapter_parameters(model).values())
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in model.modules())
+    assert torch.is_grad_enabled()
