@@ -50,7 +50,8 @@ def test_a_layer_is_refused_by_name_before_training(
 ) -> None:
     change(tiny_base.model)
     manifest = mixed_cohort(tmp_path / "site")
-    assert (pictures := list(manifest.folder.rglob("*.png")))
+    pictures = list(manifest.folder.rglob("*.png"))
+    assert pictures
     for picture in pictures:
         picture.unlink()  # whoever reads a record fails in another way
     trainer = LocalTrainer(tiny_base, manifest, SecureRandom())
