@@ -24,7 +24,6 @@ from fedmed.models.base import load_base
 from fedmed.training.evaluate import evaluate
 from hospital_client.audit import Audit
 from hospital_client.ledger import Ledger
-from hospital_client.release import cohort_hash
 from hospital_client.results import ResultStore
 from hospital_client.setup import create_site
 from hospital_client.site import Cohort, Site
@@ -83,14 +82,9 @@ def open_site(experiment: Experiment, root: Path, examples: Sequence[Example]) -
     return Site(
         root.name,
         folder.policy,
-        Cohort(
-            folder.settings.cohort,
-            manifest.num_patients,
-            manifest.fingerprint(folder.key),
-            cohort_hash(folder.key, folder.settings.cohort),
-        ),
-        ledger=Ledger(folder.ledger, folder.key),
-        audit=Audit(root / "audit.jsonl"),
+        Cohort.of(folder.settings.cohort, manifest, folder.key),
+        ledger=Ledger(folder.ledger),
+        audit=Audit(folder.audit),
         results=ResultStore(root / "results"),
         trainer=SiteTrainer(folder, manifest),
     )

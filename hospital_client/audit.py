@@ -10,6 +10,7 @@
 | resent    | the stored result of the same task leaves again; nothing trained or spent             |
 | refused   | by policy, budget or a damaged message (`code`); nothing was read                     |
 | failed    | a fault inside the site, or the daemon was stopped; what was reserved stays spent     |
+| consent   | a person withdraws or restores the consent of patients: counts alone, in `message`    |
 | started, stopped | the daemon                                                                     |
 """
 

@@ -8,22 +8,25 @@
 | folder          | others may enter it                                                           |
 | manifest        | a broken line or missing image (its line), too few patients for the policy    |
 | base models     | not on this machine, or not the hash that the policy allows                   |
-| ledger          | it cannot be trusted, or nothing of the budget is left                        |
+| ledger          | it or its witness cannot be trusted, or nothing of the budget is left         |
+| consent         | it or its witness cannot be trusted                                           |
 | socket          | its path is too long, or it is not a socket                                   |
 """
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmed.data.manifest import load_manifest
+from fedmed.data.manifest import load_manifest, read_pseudonyms
 from fedmed.errors import BudgetExhausted, ConfigError, FedMedError, ModelError
 from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
 from fedmed.wire.channel import check_socket_path
-from hospital_client.ledger import Ledger
+from hospital_client.budget import present_entries
+from hospital_client.consent import read_consent, withdrawn
 from hospital_client.policy import check_cohort
 from hospital_client.settings import SiteFolder, load_site
 
@@ -86,15 +89,28 @@ def _base_models(folder: SiteFolder) -> str:
 
 
 def _ledger(folder: SiteFolder) -> str:
-    entries = Ledger.read(folder.ledger, folder.key)
+    entries = present_entries(folder)
     spent = entries.epsilon(folder.settings.cohort, folder.policy.delta)
     budget = folder.policy.epsilon_budget
     text = (
-        f"{len(entries.reservations)} tasks, epsilon {spent:.3g} of {budget:g} spent at delta {folder.policy.delta:g}"
+        f"{len(entries.reservations)} tasks, epsilon {spent:.3g} of {budget:g} spent at delta {folder.policy.delta:g}; "
+        f"at line {entries.generation}, its witness agrees and is {_place(folder)}"
     )
     if not spent < budget and not folder.policy.allow_no_privacy:
         raise BudgetExhausted(f"nothing left: {text}", "the site can take part in no further round of this cohort")
     return text
+
+
+def _place(folder: SiteFolder) -> str:
+    if os.stat(folder.witness).st_dev == os.stat(folder.root).st_dev:
+        return "on the same disk as the site's folder (better on another)"
+    return "on another disk than the site's folder"
+
+
+def _consent(folder: SiteFolder) -> str:
+    gone = withdrawn(read_consent(folder.consent))
+    present = len(gone & read_pseudonyms(folder.data, folder.key)) if gone else 0
+    return f"{len(gone)} patients withdrawn, {present} of them in the present manifest"
 
 
 def _socket(folder: SiteFolder) -> str:
@@ -106,5 +122,6 @@ _CHECKS: dict[str, Callable[[SiteFolder], str]] = {
     "manifest": _manifest,
     "base models": _base_models,
     "ledger": _ledger,
+    "consent": _consent,
     "socket": _socket,
 }

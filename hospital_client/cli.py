@@ -6,6 +6,7 @@
     fedmed-site start north        serves until SIGTERM or Ctrl-C
     fedmed-site status north       what the daemon is doing
     fedmed-site budget north       spent, reserved and left, per cohort and per run
+    fedmed-site consent withdraw north --from ids.txt      those patients are left out from the next draw on
 
 A fault that a person can mend is one line and a hint, with the exit code of its class in fedmed.errors.
 """
@@ -16,19 +17,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from fedmed.errors import FedMedError
-
-if TYPE_CHECKING:
-    from hospital_client.settings import SiteFolder
+from hospital_client import consent_cli
+from hospital_client.consent_cli import AsJson, Folder
 
 # Everything else is imported inside the commands: --help must be quick, and torch is for `start` alone.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A hospital's site.")
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="the site's folder", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of text")]
+app.add_typer(consent_cli.app, name="consent")
 
 
 def main() -> None:
@@ -58,7 +57,7 @@ def init(
         list[str] | None, typer.Option("--set", help="policy.KEY=VALUE or site.KEY=VALUE, any number")
     ] = None,
 ) -> None:
-    """Make a site's folder: site.yaml, policy.yaml, its key and an empty ledger."""
+    """Make a site's folder: site.yaml, policy.yaml, its key, an empty ledger and its witness."""
     from hospital_client.setup import create_site, parse_settings
 
     site, policy = parse_settings(settings or [])
@@ -70,11 +69,12 @@ def init(
     typer.echo(f"made site {folder.settings.name} in {directory}")
     typer.echo(f"  next: read {directory / 'policy.yaml'}, then `fedmed-site check {directory}`")
     typer.echo("  keep a backup of site.key: without it the ledger cannot be verified and the site cannot train")
+    typer.echo(f"  the ledger's witness is in {folder.witness}: best on another disk, and in no backup of {directory}")
 
 
 @app.command()
 def check(directory: Folder) -> None:
-    """Look at policy, files, manifest, base models and ledger without starting anything."""
+    """Look at policy, files, manifest, base models, ledger and consent without starting anything."""
     from hospital_client.checks import check_site
 
     faults: list[FedMedError] = []
@@ -107,6 +107,7 @@ def start(directory: Folder) -> None:
 def status(directory: Folder, as_json: AsJson = False) -> None:
     """What the running daemon is doing."""
     from fedmed.wire import channel
+    from hospital_client.budget import epsilon_text
     from hospital_client.settings import load_site
 
     reply = channel.status(load_site(directory).socket)
@@ -115,19 +116,18 @@ def status(directory: Folder, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(shown))
         return
     for key, value in shown.items():
-        typer.echo(f"{key:15} {_epsilon(value) if key == 'epsilon_spent' else value}")
+        typer.echo(f"{key:15} {epsilon_text(value) if key == 'epsilon_spent' else value}")
 
 
 @app.command()
 def budget(directory: Folder, as_json: AsJson = False) -> None:
     """What the ledger says was spent, is reserved, and is left: per cohort and per run."""
-    from hospital_client.budget import budget_report
-    from hospital_client.ledger import Ledger
+    from hospital_client.budget import budget_lines, budget_report
     from hospital_client.settings import load_site
 
-    folder = load_site(directory)
-    report = budget_report(folder, Ledger.read(folder.ledger, folder.key))
-    typer.echo(json.dumps(report)) if as_json else _print_budget(report, folder)
+    report = budget_report(load_site(directory))
+    for line in [json.dumps(report)] if as_json else budget_lines(report):
+        typer.echo(line)
 
 
 @app.command("import")
@@ -153,25 +153,6 @@ def import_(
 def _inside(path: Path, root: Path) -> str:
     """A path as site.yaml holds it: relative where it lies in the site's folder."""
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def _print_budget(report: dict[str, Any], folder: SiteFolder) -> None:
-    typer.echo(f"site {report['site']}: budget epsilon {report['budget']:g} at delta {report['delta']:g} per cohort")
-    typer.echo(f"{'cohort / run':36} {'spent':>9} {'reserved':>9} {'left':>9}  rounds")
-    for cohort in report["cohorts"]:
-        mark = "" if cohort["cohort"] == folder.settings.cohort else "  (not this site's cohort now)"
-        _print_row(cohort["cohort"], cohort, f"{cohort['left']:.3f}", mark)
-        for run in cohort["runs"]:
-            _print_row(f"  {run['run']}", run, "", "")
-
-
-def _print_row(label: str, row: dict[str, Any], left: str, mark: str) -> None:
-    rounds = f"{row['rounds_committed']}" + (f" + {row['rounds_reserved']} reserved" if row["rounds_reserved"] else "")
-    typer.echo(f"{label:36} {_epsilon(row['spent']):>9} {_epsilon(row['reserved']):>9} {left:>9}  {rounds}{mark}")
-
-
-def _epsilon(value: float) -> str:
-    return "infinite" if value < 0 else f"{value:.3f}"
 
 
 if __name__ == "__main__":

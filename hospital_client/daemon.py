@@ -1,6 +1,6 @@
 """The process that owns a site's data: gRPC on a unix socket in front of `Site`, until SIGTERM or SIGINT.
 
-    site folder -> lock -> manifest (counts) -> ledger -> socket -> base model loaded -> "fedmed-site NAME ready SOCKET"
+    site folder -> lock -> manifest (counts) -> consent, ledger -> socket -> base model loaded -> "fedmed-site NAME ready SOCKET"
 
     >>> run_daemon(load_site(Path("/srv/fedmed/north")))        # doctest: +SKIP
 
@@ -39,9 +39,9 @@ from fedmed.messages import TrainTask
 from fedmed.wire import site_pb2, site_pb2_grpc
 from fedmed.wire.channel import chunks, join
 from hospital_client.audit import Audit
+from hospital_client.consent import Withdrawals
 from hospital_client.ledger import Ledger
 from hospital_client.process import claim_socket, log_to, only_daemon
-from hospital_client.release import cohort_hash
 from hospital_client.results import ResultStore
 from hospital_client.settings import SiteFolder
 from hospital_client.site import Cohort, Site, Trainer, TrainRound, log
@@ -160,16 +160,17 @@ def _serve(folder: SiteFolder, announce: Callable[[str], None], make_trainer: Ma
     path = claim_socket(folder.socket)
     manifest = load_manifest(folder.data)
     log.info("manifest read, %d examples quarantined", manifest.quarantined)
-    ledger = Ledger(folder.ledger, folder.key)
+    Withdrawals(folder.consent, ())()  # consent that cannot be trusted ends the daemon before its socket is there
+    ledger = Ledger(folder.ledger)
     stack.callback(ledger.close)
-    audit = Audit(folder.root / "audit.jsonl")
+    audit = Audit(folder.audit)
     stack.callback(audit.close)
     trainer = BackgroundTrainer(lambda: make_trainer(folder, manifest))
     name, cohort = folder.settings.name, folder.settings.cohort
     site = Site(
         name,
         folder.policy,
-        Cohort(cohort, manifest.num_patients, manifest.fingerprint(folder.key), cohort_hash(folder.key, cohort)),
+        Cohort.of(cohort, manifest, folder.key),
         ledger=ledger,
         audit=audit,
         results=ResultStore(folder.root / "results"),

@@ -10,14 +10,17 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fedmed.errors import FederationError
 from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec, TrainTask
 from fedmed.privacy.accounting import PrivacyEvent
+from hospital_client.membership import PSEUDONYM_BYTES
 from hospital_client.policy import Policy
 from hospital_client.release import Trained
-from hospital_client.site import ShouldStop, TrainRound
+from hospital_client.site import Cohort, ShouldStop, TrainRound
+from hospital_client.witness import JournalFiles
 
 BASE_SHA256 = "ab" * 32
 
@@ -25,6 +28,16 @@ BASE_SHA256 = "ab" * 32
 def linear_epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
     """A stand-in for PLD accounting that adds up by hand: steps * sample_rate / noise_multiplier."""
     return sum(event.steps * event.sample_rate / event.noise_multiplier for event in events)
+
+
+def example_cohort(num_patients: int, name: str = "north") -> Cohort:
+    """A cohort of patients 0 to `num_patients` - 1: a larger one holds a smaller one's patients."""
+    return Cohort(name, frozenset(number.to_bytes(PSEUDONYM_BYTES) for number in range(num_patients)), "f" * 64)
+
+
+def journal_files(folder: Path, name: str = "ledger.jsonl") -> JournalFiles:
+    """A journal in `folder` with its witness in FOLDER.witness."""
+    return JournalFiles(folder / name, folder.with_name(f"{folder.name}.witness") / name, b"k" * 32)
 
 
 def example_task(**changes: Any) -> TrainTask:

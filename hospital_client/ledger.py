@@ -2,21 +2,26 @@
 
     Spending -> reserve (budget checked, on disk) -> training -> commit (on disk) -> the result may leave
 
-    >>> ledger = Ledger(folder.ledger, folder.key)                                        # doctest: +SKIP
+    >>> ledger = Ledger(folder.ledger)                                                    # doctest: +SKIP
+    >>> ledger.enrol("north", members)                                                    # doctest: +SKIP
     >>> reservation = ledger.reserve(spending, budget=8.0, delta=1e-5, fingerprint="...")  # doctest: +SKIP
     >>> ledger.commit(reservation, result_sha256="...")                                   # doctest: +SKIP
 
-| guarantee           | the composed epsilon of all reservations of a cohort stays within the budget given to `reserve`|
-| unit                | a cohort: patients under one name in site.yaml, over runs, rounds, restarts and data versions  |
-| changed manifest    | the spending goes on: it belongs to the cohort's name; the new fingerprint is noted            |
+| guarantee           | for every patient, the composed epsilon of all reservations of all cohorts that the patient    |
+|                     | was in, up to the last one, stays within the budget given to that `reserve`                    |
+| unit                | the patient, known by a keyed pseudonym, over cohorts, runs, rounds, restarts, data versions   |
+| renamed cohort, or  | the old name's spending counts: a cohort pays for every cohort that ever held one of its       |
+| patients moved      | present patients (hospital_client.membership)                                                  |
+| changed manifest    | the cohort's spending goes on, for newcomers too; the new members and fingerprint are noted    |
 | killed at any point | a reservation on disk counts as spent, whether or not it was trained, committed or sent        |
 | same task twice     | two reservations: whoever can answer from a stored result does that before asking the ledger   |
 | mode none           | an event of noise 0: epsilon is infinite for good. No private task is taken on that cohort     |
 |                     | again, since no budget can hold; others without privacy go on where the policy allows them     |
 | cannot be trusted   | LedgerError on opening (see hospital_client.journal), so nothing is trained                    |
 
-Lines: {"kind": "reserve", fingerprint, and the fields of Spending} and {"kind": "commit", "reservation": its sequence,
-"result_sha256"}. A kind that this version does not know is a LedgerError.
+Lines: {"kind": "cohort", cohort, fingerprint of its patients, members: their pseudonyms}, {"kind": "reserve", fingerprint
+of the data set, and the fields of Spending} and {"kind": "commit", "reservation": its sequence, "result_sha256"}. A kind
+that this version does not know is a LedgerError.
 """
 
 from __future__ import annotations
@@ -25,22 +30,26 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedmed.errors import BudgetExhausted, LedgerError
 from fedmed.privacy.accounting import PrivacyEvent, epsilon
-from hospital_client.journal import Journal, Line, create_journal, read_journal
+from hospital_client.chain import Line
+from hospital_client.journal import Journal, create_journal, read_journal
+from hospital_client.membership import Membership, fingerprint, pack, unpack
+from hospital_client.witness import JournalFiles
 
 Composer = Callable[[Sequence[PrivacyEvent], float], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """What one task costs a cohort: `steps` noisy steps. `noise_multiplier` 0 is a task without privacy.
+    """What one task costs a cohort.
 
     Attributes:
+        noise_multiplier, sample_rate, steps: of the training steps; noise 0 is a task without privacy.
         max_patients: cap on the patients of a step, 0 for none.
         num_patients: public upper bound of the cohort's patients, which a cap's cost depends on; 0 without a cap.
+        metrics_noise_multiplier: noise of the evaluation counts that the task releases; 0 when it releases none.
     """
 
     cohort: str
@@ -53,10 +62,16 @@ class Spending:
     delta: float
     max_patients: int = 0
     num_patients: int = 0
+    metrics_noise_multiplier: float = 0.0
 
     @property
-    def event(self) -> PrivacyEvent:
-        return PrivacyEvent(self.noise_multiplier, self.sample_rate, self.steps, self.max_patients, self.num_patients)
+    def events(self) -> list[PrivacyEvent]:
+        """The training steps, and the evaluation where counts are released."""
+        steps = PrivacyEvent(self.noise_multiplier, self.sample_rate, self.steps, self.max_patients, self.num_patients)
+        events = [steps]
+        if self.metrics_noise_multiplier > 0:
+            events.append(PrivacyEvent(self.metrics_noise_multiplier, self.sample_rate, 1))
+        return events
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,41 +90,59 @@ class Entries:
         self._compose = compose
         self.reservations: dict[int, Reservation] = {}
         self.committed: dict[int, str] = {}
+        self.membership = Membership()
+        self.generation = 0
         for line in lines:
             self.add(line)
 
     def add(self, line: Line) -> None:
         """Takes up one verified line. Raises LedgerError for a kind or content of another version."""
-        body = line.body
         try:
-            if body["kind"] == "reserve":
+            self._take_up(line)
+        except (KeyError, TypeError, ValueError):
+            raise LedgerError(
+                f"ledger line {line.sequence} is not an entry that this version knows",
+                "install the FedMed release that wrote it, or a later one",
+            ) from None
+        self.generation = line.sequence
+
+    def _take_up(self, line: Line) -> None:
+        body = line.body
+        match body["kind"]:
+            case "cohort":
+                self.membership.add(body["cohort"], unpack(body["members"]))
+            case "reserve":
                 spending = Spending(**{field.name: body[field.name] for field in dataclasses.fields(Spending)})
                 self.reservations[line.sequence] = Reservation(line.sequence, spending, body["fingerprint"])
-                return
-            if body["kind"] == "commit" and body["reservation"] in self.reservations:
-                self.committed[body["reservation"]] = body["result_sha256"]
-                return
-        except (KeyError, TypeError):
-            pass
-        raise LedgerError(
-            f"ledger line {line.sequence} is not an entry that this version knows",
-            "install the FedMed release that wrote it, or a later one",
-        )
+            case "commit":
+                self.committed[self.reservations[body["reservation"]].sequence] = body["result_sha256"]
+            case kind:
+                raise ValueError(kind)
 
     @property
     def cohorts(self) -> list[str]:
+        """Names that spent."""
         return sorted({item.spending.cohort for item in self._all()})
+
+    def sharing(self, cohort: str) -> list[str]:
+        """Other cohorts whose spending counts for this one, since they hold or held patients of it."""
+        return sorted(self.membership.sharing(cohort, self.cohorts) - {cohort})
 
     def runs(self, cohort: str) -> list[str]:
         """Runs that spent of a cohort, in the order in which they first did."""
         return list(dict.fromkeys(item.spending.run for item in self._all() if item.spending.cohort == cohort))
 
     def spent_events(self, cohort: str, run: str | None = None, *, committed_only: bool = False) -> list[PrivacyEvent]:
-        """Events of a cohort, or of one run on it. Reserved ones count as spent unless `committed_only`."""
+        """Events that count for a cohort, or those of one run. Reserved ones are spent, unless `committed_only`."""
+        return [event for item in self.spent(cohort, run, committed_only=committed_only) for event in item.events]
+
+    def spent(self, cohort: str, run: str | None = None, *, committed_only: bool = False) -> list[Spending]:
+        """The spending behind `spent_events`: one item a task."""
+        names = {cohort, *self.sharing(cohort)}
         return [
-            item.spending.event
+            item.spending
             for item in self._all()
-            if item.spending.cohort == cohort
+            if item.spending.cohort in names
             and (run is None or item.spending.run == run)
             and (item.sequence in self.committed or not committed_only)
         ]
@@ -138,7 +171,7 @@ class Entries:
                 "the cohort was trained on without privacy, so its epsilon is infinite and no budget can hold",
                 "private training needs a cohort of other patients",
             )
-        total = self._epsilon([*events, spending.event], delta)
+        total = self._epsilon([*events, *spending.events], delta)
         if not total <= budget:
             raise BudgetExhausted(
                 f"the task would bring the cohort's epsilon to {total:.4g} at delta {delta:g}: spent {spent:.4g}, "
@@ -159,16 +192,15 @@ class Ledger:
     """The only writer of a site's ledger; holds its lock.
 
     Args:
-        path: ledger.jsonl, made by `create`.
-        key: the site's key.
+        files: ledger.jsonl and its witness, made by `create`, and the site's key.
         compose: epsilon of a list of events at a delta.
 
     Raises:
         LedgerError: on opening, when the file cannot be trusted or another process holds it.
     """
 
-    def __init__(self, path: Path, key: bytes, compose: Composer = epsilon) -> None:
-        self._journal = Journal(path, key)
+    def __init__(self, files: JournalFiles, compose: Composer = epsilon) -> None:
+        self._journal = Journal(files)
         try:
             self.entries = Entries(self._journal.lines, compose)
         except LedgerError:
@@ -176,14 +208,24 @@ class Ledger:
             raise
 
     @staticmethod
-    def create(path: Path, key: bytes) -> None:
+    def create(files: JournalFiles) -> None:
         """An empty ledger. Raises LedgerError when there is one."""
-        create_journal(path, key)
+        create_journal(files)
 
     @staticmethod
-    def read(path: Path, key: bytes, compose: Composer = epsilon) -> Entries:
+    def read(files: JournalFiles, compose: Composer = epsilon) -> Entries:
         """The verified entries, without the lock. Raises LedgerError as opening does."""
-        return Entries(read_journal(path, key), compose)
+        return Entries(read_journal(files), compose)
+
+    def enrol(self, cohort: str, members: frozenset[bytes]) -> None:
+        """Notes who a cohort's patients are, when that is not what the ledger says of it. Spends nothing.
+
+        Raises:
+            LedgerError: it could not be written.
+        """
+        if self.entries.membership.members(cohort) != members:
+            own = fingerprint(members, self._journal.files.key)
+            self._append({"kind": "cohort", "cohort": cohort, "fingerprint": own, "members": pack(members)})
 
     def reserve(self, spending: Spending, *, budget: float, delta: float, fingerprint: str) -> Reservation:
         """Sets a spending aside for good; when this returns it is on disk and counts as spent.

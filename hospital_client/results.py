@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedmed.errors import WireError
 from fedmed.messages import TrainResult, decode
-from hospital_client.journal import write_atomic
+from hospital_client.files import write_atomic
 
 KEEP = 4
 

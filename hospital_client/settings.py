@@ -4,9 +4,11 @@ DIR/site.yaml DIR/policy.yaml DIR/site.key -> load_site(DIR) -> SiteFolder, or C
 
 DIR (0700)
   site.yaml policy.yaml       what the hospital fills in
-  site.key (0600)             32 random bytes: seals the ledger, hides the data set's fingerprint; never leaves
-  ledger.jsonl ledger.head    what was spent            audit.jsonl   what was decided
+  site.key (0600)             32 random bytes: seals the ledger, hides who is in it; never leaves
+  ledger.jsonl                what was spent            audit.jsonl   what was decided
+  consent.jsonl               who withdrew consent
   results/                    the last results, to send again            daemon.log daemon.lock
+WITNESS/ledger.jsonl consent.jsonl    the same lines once more, outside DIR: a journal put back from a backup is noticed
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import TypeVar
 from fedmed.config import choice, number, parse_file
 from fedmed.errors import ConfigError
 from hospital_client.policy import Policy
+from hospital_client.witness import JournalFiles
 
 T = TypeVar("T")
 KEY_BYTES = 32
@@ -36,6 +39,7 @@ class SiteSettings:
     name: str
     data: str
     cohort: str
+    witness: str
     socket: str
     socket_mode: str
     base_models: dict[str, str]
@@ -67,8 +71,24 @@ class SiteFolder:
         return int(self.settings.socket_mode, 8)
 
     @property
-    def ledger(self) -> Path:
-        return ledger_path(self.root)
+    def witness(self) -> Path:
+        """The folder with the second copy of the journals; outside `root`."""
+        return witness_folder(self.root, self.settings)
+
+    @property
+    def ledger(self) -> JournalFiles:
+        return self._journal("ledger.jsonl")
+
+    @property
+    def consent(self) -> JournalFiles:
+        return self._journal("consent.jsonl")
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit.jsonl"
+
+    def _journal(self, name: str) -> JournalFiles:
+        return JournalFiles(self.root / name, self.witness / name, self.key)
 
     def base_place(self, name: str) -> str:
         """Where a base model of site.yaml is: a folder, or a name that `load_base` knows."""
@@ -96,7 +116,7 @@ def load_site(root: Path) -> SiteFolder:
     policy = _read(Policy, root / "policy.yaml", problems)
     key = _read_key(root / "site.key", problems)
     if settings is not None:
-        problems += _check_settings(settings)
+        problems += _check_settings(settings, root)
     if policy is not None:
         problems += [
             f"policy.yaml: base_models: {item!r} is not a SHA-256 of 64 hexadecimal digits"
@@ -108,9 +128,9 @@ def load_site(root: Path) -> SiteFolder:
     return SiteFolder(root, settings, policy, key)
 
 
-def ledger_path(root: Path) -> Path:
-    """Where a site's ledger is."""
-    return root / "ledger.jsonl"
+def witness_folder(root: Path, settings: SiteSettings) -> Path:
+    """`witness` of site.yaml as an absolute folder."""
+    return Path(os.path.normpath(root / settings.witness))
 
 
 def _read(cls: type[T], path: Path, problems: list[str]) -> T | None:
@@ -121,7 +141,7 @@ def _read(cls: type[T], path: Path, problems: list[str]) -> T | None:
         return None
 
 
-def _check_settings(settings: SiteSettings) -> list[str]:
+def _check_settings(settings: SiteSettings, root: Path) -> list[str]:
     problems = [
         f"site.yaml: {key}={value!r}: expected up to 64 letters, digits, - and _"
         for key, value in [("name", settings.name), ("cohort", settings.cohort)]
@@ -132,6 +152,10 @@ def _check_settings(settings: SiteSettings) -> list[str]:
             f'site.yaml: socket_mode={settings.socket_mode!r}: expected octal digits in quotes, such as "0660"'
         )
     problems += [f"site.yaml: {key} is empty" for key in ("data", "socket") if not getattr(settings, key)]
+    if witness_folder(root, settings).resolve().is_relative_to(root.resolve()):
+        problems.append(
+            f"site.yaml: witness={settings.witness!r} lies in the site's folder: a backup would put both back unnoticed"
+        )
     return problems
 
 

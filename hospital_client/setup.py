@@ -14,33 +14,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedmed.config import CONFIG_DIR, parse_file
-from fedmed.errors import ConfigError
+from fedmed.errors import ConfigError, FedMedError
 from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
-from hospital_client.ledger import Ledger
+from hospital_client.journal import create_journal
 from hospital_client.policy import Policy
-from hospital_client.settings import KEY_BYTES, SiteFolder, SiteSettings, ledger_path, load_site, local_place
+from hospital_client.settings import KEY_BYTES, SiteFolder, SiteSettings, load_site, local_place
 
 _FILES = {"site": ("example.yaml", "site.yaml"), "policy": ("policy.yaml", "policy.yaml")}
 
 
 def create_site(root: Path, site: Mapping[str, str], policy: Mapping[str, str]) -> SiteFolder:
-    """A new site's folder (0700) with its files, key and empty ledger.
+    """A new site's folder (0700) with its files and key, and empty ledger and consent, each with its witness.
 
     Args:
         root: made when missing.
-        site, policy: YAML values by key that replace the examples' values. A policy without `base_models` allows
-            exactly the base models of site.yaml that are on this machine.
+        site, policy: YAML values by key that replace the examples' values. A site without `witness` gets DIR.witness
+            beside its folder; a policy without `base_models` allows exactly the base models of site.yaml that are on
+            this machine.
 
     Raises:
         ConfigError: the folder holds a site already, a key is unknown, or a value is wrong; nothing is left behind.
-        LedgerError: the folder holds a ledger.
+        LedgerError: the witness holds a ledger already, or cannot be made; nothing is left behind.
     """
     root = root.absolute()
-    ledger = ledger_path(root)
-    if any(path.exists() for path in (root / "site.yaml", ledger, ledger.with_suffix(".head"))):
+    if any((root / name).exists() for name in ("site.yaml", "ledger.jsonl", "consent.jsonl")):
         raise ConfigError(
             [f"{root} holds a site already"], "choose another folder: a site's ledger is never started anew"
         )
+    site = {"witness": f"../{root.name}.witness", **site}
     texts = {part: _fill(part, values) for part, values in (("site", site), ("policy", policy))}
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     root.chmod(0o700)
@@ -52,11 +53,13 @@ def create_site(root: Path, site: Mapping[str, str], policy: Mapping[str, str]) 
         if "base_models" not in policy:
             _allow_own_base_models(root)
         folder = load_site(root)
-    except ConfigError:
+        for files in (folder.ledger, folder.consent):
+            create_journal(files)
+            made += [files.path, files.witness]
+    except FedMedError:
         for path in made:
             path.unlink()
         raise
-    Ledger.create(folder.ledger, folder.key)
     return folder
 
 

@@ -28,15 +28,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from fedmed.data.manifest import Manifest
 from fedmed.errors import FederationError, FedMedError, WireError
 from fedmed.messages import DescribeTask, Message, TrainTask, decode, encode, sha256_hex
 from hospital_client.audit import Audit
 from hospital_client.ledger import Ledger, Reservation, Spending
 from hospital_client.policy import Policy, check_cohort, check_task
-from hospital_client.release import Busy, Release, Trained, refusal, words_leave
+from hospital_client.release import Busy, Release, Trained, cohort_hash, refusal, words_leave
 from hospital_client.results import ResultStore
 
 log = logging.getLogger("fedmed.site")
@@ -66,13 +67,28 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """What the site knows of its data without reading a record. `fingerprint` is of the data, `name_hash` of the name:
-    both are under the site's key, see hospital_client/release.py."""
+    """What the site knows of its data without reading a record.
+
+    Attributes:
+        members: keyed pseudonyms of its patients (fedmed.data.manifest.pseudonym).
+        fingerprint, name_hash: of the data and of the name, both under the site's key (hospital_client/release.py).
+    """
 
     name: str
-    num_patients: int
+    members: frozenset[bytes] = field(repr=False)
     fingerprint: str
     name_hash: str = ""
+
+    @classmethod
+    def of(cls, name: str, manifest: Manifest, key: bytes) -> Cohort:
+        """The patients of a manifest under a name of site.yaml."""
+        members = frozenset(manifest.pseudonyms(key))
+        return cls(name, members, manifest.fingerprint(key), cohort_hash(key, name))
+
+    @property
+    def num_patients(self) -> int:
+        """With those who withdrew consent: the public number does not tell when somebody does."""
+        return len(self.members)
 
 
 @dataclass(slots=True)
@@ -87,7 +103,11 @@ class Progress:
 
 
 class Site:
-    """A site behind its socket. `handle` may be called from several threads; one task trains at a time."""
+    """A site behind its socket. `handle` may be called from several threads; one task trains at a time.
+
+    Raises:
+        LedgerError: the ledger does not take the cohort's members down; then nothing may be trained.
+    """
 
     def __init__(
         self,
@@ -110,6 +130,7 @@ class Site:
         self._trainer = trainer
         self._training = threading.Lock()
         self._stop = threading.Event()
+        ledger.enrol(cohort.name, cohort.members)
 
     @property
     def release(self) -> Release:
@@ -230,6 +251,7 @@ class Site:
             delta=task.privacy.delta,
             max_patients=task.privacy.max_patients,
             num_patients=self.policy.most_patients(self.cohort.num_patients) if task.privacy.max_patients else 0,
+            metrics_noise_multiplier=task.privacy.metrics_noise_multiplier,
         )
         policy = self.policy
         reservation = self.ledger.reserve(

@@ -10,6 +10,8 @@ makes it in the background.
 | payload's keys, shapes       | the adapter that task.lora makes of that model      | TaskMismatch          |
 | frozen_sha256                | the tensors that the site draws from init_seed      | TaskMismatch          |
 | payload that lacks tensors   | only allowed with a frozen_sha256                   | TaskMismatch          |
+
+Patients who withdrew consent are left out of every draw; consent.jsonl that cannot be trusted is a LedgerError.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from fedmed.models.base import load_base
 from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom
 from fedmed.training.local_round import LocalTrainer
 from fedmed.training.steps import RoundPlan
+from hospital_client.consent import Withdrawals
 from hospital_client.release import TaskMismatch, Trained
 from hospital_client.settings import SiteFolder
 from hospital_client.site import ShouldStop, TrainRound
@@ -42,10 +45,12 @@ class SiteTrainer:
         self._folder = folder
         self._manifest = manifest
         self._random = SecureRandom()
+        self._withdrawn = Withdrawals(folder.consent, manifest.pseudonyms(folder.key))
         self._load(next(iter(folder.settings.base_models)))
 
     def prepare(self, task: TrainTask, payload: memoryview, lot_size: float) -> TrainRound:
         """Checks the task against model and adapter; the returned call trains. See hospital_client.site.Trainer."""
+        self._withdrawn()  # consent that cannot be trusted refuses the task before it costs anything
         self._choose_base(task)
         plan = RoundPlan(
             lora=task.lora,
@@ -101,5 +106,5 @@ class SiteTrainer:
     def _load(self, name: str) -> None:
         settings = self._folder.settings
         base = load_base(self._folder.base_place(name), device=settings.device, dtype=settings.base_dtype)
-        self._local = LocalTrainer(base, self._manifest, self._random)
+        self._local = LocalTrainer(base, self._manifest, self._random, withdrawn=self._withdrawn)
         self.base_name, self.base_sha256 = name, base.sha256

@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -74,6 +75,10 @@ class Manifest:
         """HMAC-SHA256 of the content under the site's key: equal for equal data, and tells nothing without the key."""
         return hmac.new(key, self.sha256.encode(), hashlib.sha256).hexdigest()
 
+    def pseudonyms(self, key: bytes) -> tuple[bytes, ...]:
+        """Of every patient, in the order of `patients`; see `pseudonym`."""
+        return tuple(pseudonym(self.examples[records[0]].patient, key) for records in self.patients)
+
     def load_image(self, ref: ImageRef) -> Image.Image:
         """One picture in RGB. Raises DataError when it is gone or broken since the manifest was read."""
         return open_image(ref, self.folder)
@@ -81,6 +86,22 @@ class Manifest:
     def images(self, example: Example) -> list[Image.Image]:
         """An example's pictures in RGB, in the order of the prompt."""
         return [self.load_image(ref) for ref in example.images]
+
+
+def pseudonym(patient: str, key: bytes) -> bytes:
+    """8 bytes that stand for a patient and tell nothing without the site's key: HMAC-SHA256, cut.
+
+    Space around an id and the way its accents are encoded (Unicode NFC) make no difference. Two patients of 100,000 get
+    the same pseudonym with a probability of 3e-10; they would then be counted, and leave, together.
+    """
+    name = unicodedata.normalize("NFC", patient).strip()
+    return hmac.new(key, b"patient\0" + name.encode(), hashlib.sha256).digest()[:8]
+
+
+def read_pseudonyms(folder: Path, key: bytes) -> frozenset[bytes]:
+    """Of all patients of the manifest file, without a look at the images. Raises DataError as `load_manifest` does."""
+    lines = _lines(folder / MANIFEST_NAME, lambda line: None)
+    return frozenset(pseudonym(parse_line(line, number).patient, key) for number, line in lines)
 
 
 def write_manifest(folder: Path, examples: Iterable[Example], images_from: Path | None = None) -> Manifest:

@@ -15,7 +15,7 @@ The model is the incoming adapter's: a round evaluates, then trains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import nn
@@ -40,12 +40,14 @@ def count_right(
     random: RandomSource,
     batch: PhysicalBatch,
     should_stop: Callable[[], bool] = bool,
+    withdrawn: Callable[[], Collection[int]] = frozenset,
 ) -> NoisyCounts:
     """The noisy counts of one draw, as the table above says.
 
     Args:
         patients: record indices of each.
         batch: as training has it; before it has chosen one, a size that forward passes alone can do with.
+        withdrawn: indices of patients who are left out of what was drawn; may raise.
 
     Raises:
         FederationError: `should_stop` said so, before a physical batch.
@@ -55,7 +57,9 @@ def count_right(
         return NO_COUNTS
     model.eval()
     drawn = draw_patients(len(patients), privacy.sample_rate, random)
-    records = [draw_records(patients[index], privacy.records_per_patient, random) for index in drawn]
+    gone = withdrawn()
+    kept = [index for index in drawn if index not in gone]
+    records = [draw_records(patients[index], privacy.records_per_patient, random) for index in kept]
     used = batch if batch.size else PhysicalBatch(_FORWARD_BATCH)
     shares = used.within_memory(lambda: _shares(plan, model, examples, records, used.size, should_stop))
     return noisy_counts(shares, privacy.metrics_noise_multiplier, random)

@@ -16,12 +16,14 @@
 | empty draw           | dp: a step of noise alone; none: no step                                               |
 | mode none            | the same draws; the mean gradient of those drawn; no clipping, no noise, no guarantee  |
 | noise_multiplier 0   | clipping without noise: no guarantee, epsilon is infinity                              |
+| consent withdrawn    | the patient is left out after the draw, from the next step on; the draw of the others, |
+|                      | the lot size and the accounting do not change                                          |
 | stopped or failed    | nothing leaves; the moments are forgotten; the steps stay spent                        |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -62,10 +64,16 @@ class LocalTrainer:
         manifest: the site's examples.
         random: source of draws and noise: SecureRandom, except in tests.
         mechanism: how patients are drawn, clipped and noised; the audit puts faulty ones in.
+        withdrawn: indices into `manifest.patients` that no step may use; asked in every step, may raise.
     """
 
     def __init__(
-        self, base: BaseModel, manifest: Manifest, random: RandomSource, mechanism: Mechanism | None = None
+        self,
+        base: BaseModel,
+        manifest: Manifest,
+        random: RandomSource,
+        mechanism: Mechanism | None = None,
+        withdrawn: Callable[[], Collection[int]] = frozenset,
     ) -> None:
         self._base = base
         self._manifest = manifest
@@ -73,6 +81,7 @@ class LocalTrainer:
         self._mechanism = mechanism or Mechanism()
         self._batch: tuple[tuple[int, LoraSpec], PhysicalBatch] | None = None
         self._proven: dict[tuple[object, ...], set[tuple[bool, bool]]] = {}
+        self._withdrawn = withdrawn
         positions = getattr(base.model.config.get_text_config(), "max_position_embeddings", 2048)
         self._examples = EncodedExamples(manifest, Collator(base.processor, positions))
         self._adapted: tuple[LoraSpec, PeftModel] | None = None
@@ -135,6 +144,7 @@ class LocalTrainer:
             self._mechanism,
             self._proven.setdefault((plan.trainable, plan.precision), set()),
             self._batch_for(plan),
+            self._withdrawn,
         ).run()
         self._keep_optimizer(plan, parameters, optimizer)
         return adapter_state(model, plan.trainable)
@@ -154,7 +164,7 @@ class LocalTrainer:
         model = self._prepare(plan, state, init_seed)
         patients, source = self._manifest.patients, random or self._random
         batch = self._batch_for(plan)
-        return count_right(plan, model, self._examples, patients, source, batch, should_stop)
+        return count_right(plan, model, self._examples, patients, source, batch, should_stop, self._withdrawn)
 
     def _batch_for(self, plan: RoundPlan) -> PhysicalBatch:
         """The plan's physical batch, as far as earlier rounds found that it fits."""

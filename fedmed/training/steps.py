@@ -6,7 +6,7 @@ draw patients -> draw records -> physical batches -> gradient per patient -> cli
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +87,7 @@ class Steps:
     mechanism: Mechanism
     proven: set[tuple[bool, bool]]
     batch: PhysicalBatch
+    withdrawn: Callable[[], Collection[int]] = frozenset
 
     def run(self) -> None:
         """All steps; leaves neither hooks nor gradients behind."""
@@ -111,7 +112,9 @@ class Steps:
         """Records of each drawn patient; patients with texts of similar length stand together, to pad less."""
         privacy = self.plan.privacy
         drawn = self.mechanism.draw(len(self.patients), privacy, self.random)
-        records = [draw_records(self.patients[index], privacy.records_per_patient, self.random) for index in drawn]
+        withdrawn = self.withdrawn()  # after the draw: whether the others take part does not depend on it
+        kept = [index for index in drawn if index not in withdrawn]
+        records = [draw_records(self.patients[index], privacy.records_per_patient, self.random) for index in kept]
         return sorted(records, key=lambda own: max(self.examples.text_size(record) for record in own))
 
     def _private_gradient(self, engine: PatientGradients, drawn: list[list[int]]) -> list[Tensor]:

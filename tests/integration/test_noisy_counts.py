@@ -23,7 +23,6 @@ from fedmed.privacy.accounting import PrivacyEvent
 from fedmed.training.evaluate import evaluate
 from hospital_client.audit import Audit
 from hospital_client.ledger import Ledger
-from hospital_client.release import cohort_hash
 from hospital_client.results import ResultStore
 from hospital_client.setup import create_site
 from hospital_client.site import Cohort, Site
@@ -49,12 +48,11 @@ def open_site(root: Path, seed: int, policy: dict[str, str]) -> Site:
     wide = {"max_sample_rate": "1.0", "epsilon_budget": "40.0", "min_noise_multiplier": "0.1"}
     folder = create_site(root, settings, {**wide, **policy})
     manifest = load_manifest(folder.data)
-    cohort = folder.settings.cohort
     return Site(
         root.name,
         folder.policy,
-        Cohort(cohort, manifest.num_patients, manifest.fingerprint(folder.key), cohort_hash(folder.key, cohort)),
-        ledger=Ledger(folder.ledger, folder.key),
+        Cohort.of(folder.settings.cohort, manifest, folder.key),
+        ledger=Ledger(folder.ledger),
         audit=Audit(root / "audit.jsonl"),
         results=ResultStore(root / "results"),
         trainer=SiteTrainer(folder, manifest),

@@ -133,7 +133,7 @@ def send_long_task(daemon: Daemon, place: Place) -> list[Any]:
 
 def reservations(root: Path) -> tuple[int, int]:
     folder = load_site(root)
-    entries = Ledger.read(folder.ledger, folder.key)
+    entries = Ledger.read(folder.ledger)
     return len(entries.reservations), len(entries.committed)
 
 
@@ -211,7 +211,7 @@ def test_logs_and_audit_hold_no_patient_field(place: Place, daemon: Daemon) -> N
     patients = {json.loads(line)["patient"] for line in lines}
     questions = {json.loads(line)["question"] for line in lines}
     daemon.ask(place.task(run="logged"), place.adapter)
-    for name in ("daemon.log", "audit.jsonl", "ledger.jsonl"):
+    for name in ("daemon.log", "audit.jsonl", "ledger.jsonl", "../north.witness/ledger.jsonl"):
         text = (daemon.root / name).read_text()
         assert text
         assert not [item for item in patients | questions if item in text.split() or (" " in item and item in text)]
@@ -272,7 +272,15 @@ def test_another_user_reaches_the_socket_and_none_of_the_data(place: Place) -> N
     settings = (root / "site.yaml").read_text().replace('socket_mode: "0660"', 'socket_mode: "0666"')
     (root / "site.yaml").write_text(settings)
     data = place.root / "data"
-    private = [root, root / "site.key", root / "ledger.jsonl", data, data / "manifest.jsonl", data / "images"]
+    private = [
+        root,
+        root.with_name("closed.witness"),
+        root / "site.key",
+        root / "ledger.jsonl",
+        data,
+        data / "manifest.jsonl",
+        data / "images",
+    ]
     assert all(path.stat().st_mode & 0o077 == 0 for path in private)
     if os.geteuid() != 0:
         return

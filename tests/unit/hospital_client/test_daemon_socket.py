@@ -14,11 +14,19 @@ from fedmed.messages import Refusal, TrainResult, decode, encode
 from fedmed.wire import channel
 from hospital_client.audit import Audit
 from hospital_client.daemon import BackgroundTrainer, Service, listen
-from hospital_client.fakes import BASE_SHA256, EchoTrainer, example_policy, example_task, linear_epsilon
+from hospital_client.fakes import (
+    BASE_SHA256,
+    EchoTrainer,
+    example_cohort,
+    example_policy,
+    example_task,
+    journal_files,
+    linear_epsilon,
+)
 from hospital_client.ledger import Ledger
 from hospital_client.process import claim_socket, only_daemon
 from hospital_client.results import ResultStore
-from hospital_client.site import Cohort, Site
+from hospital_client.site import Site
 
 
 @pytest.fixture
@@ -36,16 +44,19 @@ def background() -> BackgroundTrainer:
 @pytest.fixture
 def socket_path(short: Path, background: BackgroundTrainer) -> Iterator[str]:
     """A served site; its trainer is made when a test starts `background`."""
-    Ledger.create(short / "ledger.jsonl", b"k" * 32)
+    files = journal_files(short / "site")
+    files.path.parent.mkdir()
+    Ledger.create(files)
     policy = example_policy()
-    ledger, audit = Ledger(short / "ledger.jsonl", b"k" * 32, linear_epsilon), Audit(short / "audit.jsonl")
+    ledger, audit = Ledger(files, linear_epsilon), Audit(short / "audit.jsonl")
     results = ResultStore(short / "results")
-    cohort = Cohort("north", 57, "f" * 64)
-    site = Site("north", policy, cohort, ledger=ledger, audit=audit, results=results, trainer=background)
+    site = Site("north", policy, example_cohort(57), ledger=ledger, audit=audit, results=results, trainer=background)
     path = claim_socket(short / "deeper" / "n.sock")
     server = listen(Service(site, background), path, 0o660)
     yield path
     server.stop(None).wait()
+    while site.progress.training:  # a task that its client no longer waits for: it still writes into the folder
+        time.sleep(0.01)
     ledger.close()
     audit.close()
 

@@ -17,15 +17,14 @@ from fedmed.messages import DescribeTask, Message, Refusal, SiteInfo, TrainResul
 from fedmed.privacy.counts import NoisyCounts
 from fedmed.wire.site_pb2 import StatusReply
 from hospital_client.audit import Audit
-from hospital_client.fakes import EchoTrainer, example_policy, example_task, linear_epsilon
+from hospital_client.fakes import EchoTrainer, example_policy, example_task, journal_files, linear_epsilon
 from hospital_client.ledger import Ledger
 from hospital_client.policy import Policy
-from hospital_client.release import PAYLOAD, RELEASED, Source, Trained, cohort_hash
+from hospital_client.release import PAYLOAD, RELEASED, Source, Trained
 from hospital_client.results import ResultStore
 from hospital_client.site import Cohort, ShouldStop, Site, TrainRound
 
 ROOT = Path(__file__).parents[3]
-KEY = b"k" * 32
 TASKS = (DescribeTask, TrainTask)  # what comes in; everything else in the contract goes out
 NOISY = {Source.MECHANISM, Source.ACCOUNTED_COUNT, Source.KEYED_HASH}
 REPLIES = [kind for kind in typing.get_args(Message) if kind not in TASKS]
@@ -52,12 +51,13 @@ def site_of(root: Path, patients: int, policy: Policy, counts: NoisyCounts) -> S
     write_manifest(root / "data", phantom_examples(patients, 0, domain="hospital", split="train"))
     manifest = load_manifest(root / "data")
     assert manifest.num_patients == patients
-    Ledger.create(root / "ledger.jsonl", KEY)
+    files = journal_files(root)
+    Ledger.create(files)
     return Site(
         "north",
         policy,
-        Cohort("north", manifest.num_patients, manifest.fingerprint(KEY), cohort_hash(KEY, "north")),
-        ledger=Ledger(root / "ledger.jsonl", KEY, linear_epsilon),
+        Cohort.of("north", manifest, files.key),
+        ledger=Ledger(files, linear_epsilon),
         audit=Audit(root / "audit.jsonl"),
         results=ResultStore(root / "results"),
         trainer=NoisyTrainer(counts),

@@ -14,14 +14,20 @@ from fedmed.errors import DataError, LedgerError, ModelError, WireError
 from fedmed.messages import DescribeTask, Refusal, SiteInfo, TrainResult, TrainTask, decode, encode, sha256_hex
 from fedmed.privacy.accounting import PrivacyEvent
 from hospital_client.audit import Audit
-from hospital_client.fakes import EchoTrainer, example_policy, example_task, linear_epsilon
+from hospital_client.fakes import (
+    EchoTrainer,
+    example_cohort,
+    example_policy,
+    example_task,
+    journal_files,
+    linear_epsilon,
+)
 from hospital_client.ledger import Ledger
 from hospital_client.policy import Policy
 from hospital_client.release import TaskMismatch
 from hospital_client.results import ResultStore
-from hospital_client.site import Cohort, Site
+from hospital_client.site import Site
 
-KEY = b"k" * 32
 PAYLOAD = b"the adapter"
 
 
@@ -39,12 +45,12 @@ class Bench:
         for name, value in changes.items():
             setattr(self, name, value)
         self.stop()
-        ledger, audit = Ledger(self.root / "ledger.jsonl", KEY, linear_epsilon), Audit(self.root / "audit.jsonl")
+        ledger, audit = Ledger(journal_files(self.root), linear_epsilon), Audit(self.root / "audit.jsonl")
         self.open = [ledger, audit]
         return Site(
             "north",
             self.policy,
-            Cohort("north", self.patients, "f" * 64),
+            example_cohort(self.patients),
             ledger=ledger,
             audit=audit,
             results=ResultStore(self.root / "results"),
@@ -63,7 +69,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    Ledger.create(tmp_path / "ledger.jsonl", KEY)
+    Ledger.create(journal_files(tmp_path))
     bench = Bench(tmp_path, example_policy())
     yield bench
     bench.stop()
@@ -83,7 +89,7 @@ def test_a_task_is_trained_reserved_committed_stored_and_audited(bench: Bench) -
     assert (result.epsilon, result.epsilon_total, result.delta) == (1.0, 1.0, 1e-5)
     assert bench.trainer.lot_sizes == [pytest.approx(6.0)]  # of the released count, 60, not of the true one, 57
     assert [line["decision"] for line in bench.audit] == ["accepted", "released"]
-    assert list(site.ledger.entries.committed) == [1]
+    assert list(site.ledger.entries.committed) == [2]  # line 1 notes the members
 
 
 def test_the_same_task_is_answered_again_and_not_trained_or_spent_again(bench: Bench) -> None:
@@ -101,9 +107,10 @@ def test_a_result_stored_before_a_crash_is_sent_and_its_commit_finished(bench: B
     first = site.handle(frame)
     bench.stop()
     # The state a kill leaves between storing the result and committing it: reserved, stored, not committed.
-    for name in ("ledger.jsonl", "ledger.head"):
-        (bench.root / name).unlink()
-    Ledger.create(bench.root / "ledger.jsonl", KEY)
+    files = journal_files(bench.root)
+    for path in (files.path, files.witness):
+        path.unlink()
+    Ledger.create(files)
     site = bench.start()
     task = example_task()
     site._reserve(task, sha256_hex(frame))

@@ -48,7 +48,7 @@ def site(tmp_path: Path) -> Path:
 
 def spend(site: Path, *, noise: float = 1.0, commit: bool = True, run: str = "run-1") -> None:
     folder = load_site(site)
-    ledger = Ledger(folder.ledger, folder.key)
+    ledger = Ledger(folder.ledger)
     spending = Spending("north", run, 1, "a" * 64, noise, 0.1, 10, 1e-5)
     reservation = ledger.reserve(spending, budget=8.0, delta=1e-5, fingerprint="f")
     if commit:
@@ -71,7 +71,7 @@ def test_check_is_happy_with_a_good_site(site: Path) -> None:
     result = run("check", site)
     assert result.exit_code == 0, result.output
     assert "25 patients" in result.output
-    assert result.output.count("ok ") == 6
+    assert result.output.count("ok ") == 7
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,10 @@ def test_check_is_happy_with_a_good_site(site: Path) -> None:
         (lambda site: (site.parent / "data/manifest.jsonl").open("a").write("{broken\n"), "manifest", "line "),
         (lambda site: next((site.parent / "data/images").iterdir()).unlink(), "manifest", "line "),
         (lambda site: (site.parent / "base/config.json").write_text("{ }"), "base models", "does not allow"),
-        (lambda site: (site / "ledger.head").unlink(), "ledger", "cannot be read"),
-        (lambda site: (site / "ledger.jsonl").write_text("x\n"), "ledger", "line 1"),
+        (lambda site: (site.parent / "north.witness/ledger.jsonl").unlink(), "ledger", "witness"),
+        (lambda site: (site.parent / "north.witness/consent.jsonl").unlink(), "consent", "witness"),
+        (lambda site: (site / "consent.jsonl").unlink(), "consent", "cannot be opened"),
+        (lambda site: (site / "ledger.jsonl").write_text("x\nx\n"), "ledger", "line 1"),
         (lambda site: site.chmod(0o755), "folder", "0755"),
         (lambda site: (site / "site.key").chmod(0o644), "site files", "chmod 600"),
         (lambda site: (site / "site.key").unlink(), "site files", "site.key"),
@@ -154,10 +156,15 @@ def test_init_refuses_a_second_time_and_leaves_nothing_after_a_bad_setting(site:
 
 
 def test_a_ledger_left_behind_is_never_started_anew(site: Path) -> None:
-    for name in ("site.yaml", "policy.yaml", "site.key", "ledger.jsonl"):
+    for name in ("site.yaml", "policy.yaml", "site.key", "ledger.jsonl", "consent.jsonl"):
         (site / name).unlink()
-    with pytest.raises((ConfigError, LedgerError)):
-        create_site(site, {"name": "n", "cohort": "n", "data": "d"}, {"base_models": f"[{BASE_SHA256}]"})
+    given = {"name": "n", "cohort": "n", "data": "d"}
+    with pytest.raises(LedgerError, match=r"north\.witness/ledger\.jsonl exists already"):
+        create_site(site, given, {"base_models": f"[{BASE_SHA256}]"})
+    assert not list(site.iterdir())
+    (site / "consent.jsonl").touch()
+    with pytest.raises(ConfigError, match="holds a site already"):
+        create_site(site, given, {"base_models": f"[{BASE_SHA256}]"})
 
 
 def test_status_without_a_daemon_says_what_to_do(site: Path) -> None:
