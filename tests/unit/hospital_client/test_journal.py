@@ -239,6 +239,27 @@ def test_a_reader_beside_a_writer_never_sees_a_fault(files: JournalFiles) -> Non
     assert seen[-1] <= 63
 
 
+def test_lines_appended_between_the_readers_two_looks_are_no_fault(
+    files: JournalFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = files.path.read_bytes(), files.witness.read_bytes()
+    append(files, 3)
+    journal, witness = files.path.read_bytes(), files.witness.read_bytes()
+    files.path.write_bytes(old[0])
+    files.witness.write_bytes(old[1])
+    real = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        found = real(path)
+        if path == files.witness:  # two whole lines and half of the third get in between
+            files.path.write_bytes(journal[:-9])
+            files.witness.write_bytes(witness[: len(witness) - len(witness.splitlines(keepends=True)[-1])])
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert len(read_journal(files)) == 5
+
+
 @pytest.mark.parametrize("which", ["journal", "witness"])
 def test_a_full_disk_is_an_error_and_the_next_opening_is_whole(
     files: JournalFiles, which: str, monkeypatch: pytest.MonkeyPatch
