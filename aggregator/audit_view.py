@@ -1,0 +1,96 @@
+"""Runs audits of the privacy engine and shows them. In: names of faults to put in; out: a table or JSON, and a verdict.
+
+    >>> audits = run_audits(["healthy"], AuditSetting(repetitions=100), on_repetition=bool)
+    >>> require_expected(audits)                                  # silent: nothing leaks more than is claimed
+
+| audits                               | verdict                                                              |
+| ------------------------------------ | -------------------------------------------------------------------- |
+| one, its bound above its claim       | PrivacyError: with a planted fault as without, the claim is refuted  |
+| all                                  | PrivacyError when the healthy engine is flagged or a fault is missed |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from fedmed.errors import ConfigError, PrivacyError
+from fedmed.models.base import load_base
+from fedmed.privacy.random import SecureRandom
+from fedmed.training.audit import AuditResult, audit
+from fedmed.training.audit_faults import FAULTS, HEALTHY
+from fedmed.training.audited_site import AuditSetting
+
+ENGINES = {"healthy": HEALTHY, **FAULTS}
+
+
+def names_of(fault: str) -> list[str]:
+    """What `--fault` asks for: nothing is the healthy engine, `all` is everything.
+
+    Raises:
+        ConfigError: no fault of that name.
+    """
+    names = list(ENGINES) if fault == "all" else [fault or "healthy"]
+    if names[0] not in ENGINES:
+        raise ConfigError([f"--fault {fault}: expected one of {', '.join(FAULTS)}, or all"])
+    return names
+
+
+def run_audits(
+    names: Sequence[str], setting: AuditSetting, on_repetition: Callable[[], object]
+) -> dict[str, AuditResult]:
+    """One audit of each named engine, on the embedded base model.
+
+    Raises:
+        PrivacyError: a setting is out of range.
+    """
+    base, random = load_base("fedmed-tiny"), SecureRandom()
+    return {name: audit(base, setting, random, ENGINES[name], on_repetition) for name in names}
+
+
+def table(audits: Mapping[str, AuditResult]) -> Table:
+    """A line for each engine."""
+    shown = Table(box=box.SIMPLE)
+    for heading in ("engine", "claimed", "at least", "any mechanism", "Gaussian", "right / guessed", "of all", "verdict"):
+        shown.add_column(heading, justify="left" if heading in ("engine", "verdict") else "right")
+    for name, result in audits.items():
+        bounds = (result.claimed_epsilon, result.lower_bound, result.any_mechanism, result.if_gaussian)
+        guesses = (f"{result.right} / {result.guessed}", f"{result.right_of_all:.1%}")
+        verdict = "REFUTED" if result.flagged else "not refuted"
+        shown.add_row(name, *(f"{bound:.2f}" for bound in bounds), *guesses, verdict)
+    return shown
+
+
+def as_rows(audits: Mapping[str, AuditResult]) -> list[dict[str, Any]]:
+    """For JSON: every field of each result, its name, what was wrong, and the verdict."""
+    return [
+        {
+            "engine": name,
+            "about": ENGINES[name].about,
+            **asdict(result),
+            "lower_bound": result.lower_bound,
+            "flagged": result.flagged,
+        }
+        for name, result in audits.items()
+    ]
+
+
+def require_expected(audits: Mapping[str, AuditResult]) -> None:
+    """Raises PrivacyError as the table above says."""
+    flagged = [name for name, result in audits.items() if result.flagged]
+    missed = [name for name in audits if name not in flagged and name in FAULTS]
+    if "healthy" in flagged or (len(audits) == 1 and flagged):
+        result = audits[flagged[0]]
+        raise PrivacyError(
+            f"{ENGINES[flagged[0]].about}: epsilon is at least {result.lower_bound:.2f}, "
+            f"claimed are {result.claimed_epsilon:.2f}",
+            "train nothing with an engine that gives away more than it claims; `make test` names the broken property",
+        )
+    if len(audits) > 1 and missed:
+        raise PrivacyError(
+            f"planted faults that this audit did not find: {', '.join(missed)}", "give it more --repetitions"
+        )
