@@ -1,6 +1,6 @@
 """Runs audits of the privacy engine and shows them. In: names of faults to put in; out: a table or JSON, and a verdict.
 
-    >>> audits = run_audits(["healthy"], AuditSetting(repetitions=100), on_repetition=bool)
+    >>> audits = run_audits(["healthy"], repetitions=100)
     >>> require_expected(audits)                                  # silent: nothing leaks more than is claimed
 
 | audits                               | verdict                                                              |
@@ -41,21 +41,30 @@ def names_of(fault: str) -> list[str]:
 
 
 def run_audits(
-    names: Sequence[str], setting: AuditSetting, on_repetition: Callable[[], object]
+    names: Sequence[str], repetitions: int, on_repetition: Callable[[], object] = bool
 ) -> dict[str, AuditResult]:
     """One audit of each named engine, on the embedded base model.
 
     Raises:
         PrivacyError: a setting is out of range.
     """
-    base, random = load_base("fedmed-tiny"), SecureRandom()
+    base, random, setting = load_base("fedmed-tiny"), SecureRandom(), AuditSetting(repetitions=repetitions)
     return {name: audit(base, setting, random, ENGINES[name], on_repetition) for name in names}
 
 
 def table(audits: Mapping[str, AuditResult]) -> Table:
     """A line for each engine."""
     shown = Table(box=box.SIMPLE)
-    for heading in ("engine", "claimed", "at least", "any mechanism", "Gaussian", "right / guessed", "of all", "verdict"):
+    for heading in (
+        "engine",
+        "claimed",
+        "at least",
+        "any mechanism",
+        "Gaussian",
+        "right / guessed",
+        "of all",
+        "verdict",
+    ):
         shown.add_column(heading, justify="left" if heading in ("engine", "verdict") else "right")
     for name, result in audits.items():
         bounds = (result.claimed_epsilon, result.lower_bound, result.any_mechanism, result.if_gaussian)

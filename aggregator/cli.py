@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from aggregator.privacy_cli import privacy_app
 from fedmed.config import load_experiment, to_dict
 from fedmed.errors import FedMedError
 
@@ -28,6 +29,7 @@ registry_app = typer.Typer(no_args_is_help=True, help="Versions of the merged mo
 app.add_typer(data_app, name="data")
 app.add_typer(base_app, name="base")
 app.add_typer(registry_app, name="registry")
+app.add_typer(privacy_app, name="privacy")
 
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where run folders and the sqlite MLflow store live")]
 RegistryUri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: sqlite under the runs folder")]

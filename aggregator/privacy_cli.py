@@ -23,12 +23,12 @@ def privacy_audit(
     Exits with an error when the bound exceeds the claim. `--fault all` proves the audit itself: it fails when a planted
     fault is not found.
     """
-    from aggregator.audit_view import AuditSetting, as_rows, names_of, require_expected, run_audits, table
+    from aggregator.audit_view import as_rows, names_of, require_expected, run_audits, table
 
     names = names_of(fault)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("auditing", total=repetitions * len(names))
-        audits = run_audits(names, AuditSetting(repetitions=repetitions), lambda: progress.advance(task))
+        audits = run_audits(names, repetitions, lambda: progress.advance(task))
     if as_json:
         typer.echo(json.dumps(as_rows(audits), indent=2))
     else:

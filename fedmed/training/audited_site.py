@@ -120,7 +120,9 @@ def _plan(setting: AuditSetting, steps: int = 1) -> RoundPlan:
     privacy = PrivacySpec(
         "dp", setting.noise_multiplier, 1.0, MAX_GRAD_NORM, setting.records, steps=steps, delta=setting.delta
     )
-    return RoundPlan(_LORA, privacy, _SGD, ("lora_A", "lora_B"), "float32", physical_batch=64, lot_size=MAX_GRAD_NORM / setting.step)
+    return RoundPlan(
+        _LORA, privacy, _SGD, ("lora_A", "lora_B"), "float32", physical_batch=64, lot_size=MAX_GRAD_NORM / setting.step
+    )
 
 
 def _owners(manifest: Manifest) -> npt.NDArray[np.intp]:

@@ -20,7 +20,6 @@ Shapes: m canaries, n numbers of the adapter.
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -39,11 +38,12 @@ _SCALE = 0.2
 def canary_examples(patients: int, records: int) -> list[Example]:
     """`records` equal records of each of `patients` phantoms, every phantom with a picture and a text of its own."""
     rng = np.random.default_rng(_SEED)
-    firsts = {example.patient: example for example in phantom_examples(patients, _SEED, domain="public", split="train")}
-    canaries = []
-    for index, example in enumerate(islice(firsts.values(), patients)):
-        texts = {"question": _random_text(rng), "answer": _random_text(rng)}
-        canaries += [replace(example, patient=f"canary-{index:04d}", **texts)] * records
+    phantoms = phantom_examples(patients, _SEED, domain="public", split="train")
+    canaries: list[Example] = []
+    for index, example in enumerate({example.patient: example for example in phantoms}.values()):
+        question, answer = _random_text(rng), _random_text(rng)
+        canary = replace(example, patient=f"canary-{index:04d}", question=question, answer=answer)
+        canaries += [canary] * records
     return canaries
 
 

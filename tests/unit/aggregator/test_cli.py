@@ -25,6 +25,7 @@ def fedmed(*arguments: str, cwd: Path | None = None, **environment: str) -> subp
         (["base", "hash", "./nosuch"], 1, "not on this disk"),
         (["resume", "nosuch"], 8, "not a run"),
         (["serve", "fedmed"], 9, "fedmed"),
+        (["privacy", "audit", "--fault", "nosuch"], 2, "expected one of noise_quarter"),
     ],
 )
 def test_a_mistake_is_two_lines_and_a_code(arguments: list[str], code: int, expected: str, tmp_path: Path) -> None:
