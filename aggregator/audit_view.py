@@ -18,7 +18,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from fedmed.errors import ConfigError, PrivacyError
+from fedmed.errors import PrivacyError
 from fedmed.models.base import load_base
 from fedmed.privacy.random import SecureRandom
 from fedmed.training.audit import AuditResult, audit
@@ -26,18 +26,6 @@ from fedmed.training.audit_faults import FAULTS, HEALTHY
 from fedmed.training.audited_site import AuditSetting
 
 ENGINES = {"healthy": HEALTHY, **FAULTS}
-
-
-def names_of(fault: str) -> list[str]:
-    """What `--fault` asks for: nothing is the healthy engine, `all` is everything.
-
-    Raises:
-        ConfigError: no fault of that name.
-    """
-    names = list(ENGINES) if fault == "all" else [fault or "healthy"]
-    if names[0] not in ENGINES:
-        raise ConfigError([f"--fault {fault}: expected one of {', '.join(FAULTS)}, or all"])
-    return names
 
 
 def run_audits(
