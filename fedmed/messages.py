@@ -171,7 +171,8 @@ class TrainResult:
         task_sha256: of the task frame that this answers: a result is idempotent by it.
         num_patients: as in SiteInfo; the aggregation weight.
         epsilon, delta: spent by this run at this site so far, this round included.
-        epsilon_total: spent by the cohort over all runs; `inf` travels as -1 when a round without privacy was run.
+        epsilon_total: the most that any patient of this site lost over all runs and cohorts. `inf` travels as -1 when a round
+            without privacy was run.
         noisy_correct, noisy_patients: of the incoming adapter's evaluation, where the task asked for it, else 0.0: patients
             drawn, and the sum over them of the share of records answered right, each with noise (fedmed.privacy.counts).
     """

@@ -65,10 +65,11 @@ def _folder(folder: SiteFolder) -> str:
 def _manifest(folder: SiteFolder) -> str:
     manifest = load_manifest(folder.data)
     check_cohort(folder.policy, manifest.num_patients)
-    released = folder.policy.released_patients(manifest.num_patients) or "none"
+    policy = folder.policy
+    released = policy.released_patients(manifest.num_patients) or "none"
     return (
         f"{manifest.num_patients} patients, {len(manifest.examples)} examples, {manifest.quarantined} quarantined; "
-        f"patient count that leaves the site: {released}"
+        f"patient count that leaves the site: {released}; steps are scaled for {policy.nominal_patients(manifest.num_patients)}"
     )
 
 

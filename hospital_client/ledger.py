@@ -132,13 +132,15 @@ class Entries:
         """Runs that spent of a cohort, in the order in which they first did."""
         return list(dict.fromkeys(item.spending.run for item in self._all() if item.spending.cohort == cohort))
 
-    def spent_events(self, cohort: str, run: str | None = None, *, committed_only: bool = False) -> list[PrivacyEvent]:
+    def spent_events(
+        self, cohort: str | None, run: str | None = None, *, committed_only: bool = False
+    ) -> list[PrivacyEvent]:
         """Events that count for a cohort, or those of one run. Reserved ones are spent, unless `committed_only`."""
         return [event for item in self.spent(cohort, run, committed_only=committed_only) for event in item.events]
 
-    def spent(self, cohort: str, run: str | None = None, *, committed_only: bool = False) -> list[Spending]:
-        """The spending behind `spent_events`: one item a task."""
-        names = {cohort, *self.sharing(cohort)}
+    def spent(self, cohort: str | None, run: str | None = None, *, committed_only: bool = False) -> list[Spending]:
+        """The spending behind `spent_events`: one item a task. Of no cohort: every task, whoever its patients were."""
+        names = set(self.cohorts) if cohort is None else {cohort, *self.sharing(cohort)}
         return [
             item.spending
             for item in self._all()
@@ -147,7 +149,9 @@ class Entries:
             and (item.sequence in self.committed or not committed_only)
         ]
 
-    def epsilon(self, cohort: str, delta: float, run: str | None = None, *, committed_only: bool = False) -> float:
+    def epsilon(
+        self, cohort: str | None, delta: float, run: str | None = None, *, committed_only: bool = False
+    ) -> float:
         """What those events cost together at `delta`; infinite after a task without privacy."""
         return self._epsilon(self.spent_events(cohort, run, committed_only=committed_only), delta)
 
@@ -247,8 +251,8 @@ class Ledger:
         """Notes what came of a reservation, before it leaves the site. Raises LedgerError when it cannot."""
         self._append({"kind": "commit", "reservation": reservation.sequence, "result_sha256": result_sha256})
 
-    def epsilon(self, cohort: str, delta: float, run: str | None = None) -> float:
-        """Spent by a cohort (or by one run on it) so far, reservations included."""
+    def epsilon(self, cohort: str | None, delta: float, run: str | None = None) -> float:
+        """Spent by a cohort (or by one run on it) so far, reservations included; of no cohort: by all tasks together."""
         return self.entries.epsilon(cohort, delta, run)
 
     def spent_events(self, cohort: str, run: str | None = None) -> list[PrivacyEvent]:

@@ -18,11 +18,13 @@ patient of the data, and what may change of a message:
 |                 |                                                                  | or `exact` the count may                 |
 | PUBLIC_TASK     | worked out from tasks alone                                      | nothing                                  |
 | PUBLIC_NAME     | a name or version that everybody knows                           | nothing                                  |
-| OPERATION       | what the daemon does, and that it does not: too few patients, a  | nothing, but across the edge of          |
-|                 | record that breaks training                                      | min_patients or by a record that breaks  |
+| OPERATION       | what the daemon does, and that it does not: too few patients, no | nothing, but across the edge of          |
+|                 | budget, a record that breaks training                            | min_patients or a budget that cohorts    |
+|                 |                                                                  | share, or by a record that breaks        |
 
 tests/unit/hospital_client/test_release.py holds the messages to this table. Of errors, words leave only where they name no
-more than the task and the policy; a fault that a record may have caused is `failed`, not even its kind is told.
+more than the task and the policy; a fault that a record may have caused is `failed`, not even its kind is told. Epsilons are of
+all tasks in the site's ledger, whoever the patients were: an upper bound for each of them.
 """
 
 from __future__ import annotations
@@ -126,7 +128,12 @@ RELEASED: Mapping[type, Mapping[str, Source]] = {
         "tasks_refused": Source.OPERATION,
     },
 }
-_WORDS_LEAVE = (PolicyRefusal, BudgetExhausted, WireError, TaskMismatch, Busy)
+_WORDS_LEAVE = (PolicyRefusal, WireError, TaskMismatch, Busy)
+# Without the ledger's numbers: they depend on which other cohorts the patients were in.
+_BUDGET = (
+    "the task would bring the cohort's epsilon above the site's budget, or the cohort was trained on without privacy; "
+    "plan fewer rounds or more noise: only the hospital can raise epsilon_budget"
+)
 _GENERIC = "the site could not do the task ({code}); the site's log has the details"
 
 
@@ -144,7 +151,6 @@ class Release:
 
     Attributes:
         site: its public name.
-        cohort: whose ledger entries count.
         num_patients: the true count; leaves only as the policy says.
         cohort_hash, data_hash: keyed; the policy chooses which of the two leaves.
     """
@@ -152,7 +158,6 @@ class Release:
     site: str
     policy: Policy
     ledger: Ledger
-    cohort: str
     num_patients: int
     cohort_hash: str
     data_hash: str
@@ -162,6 +167,14 @@ class Release:
         """The keyed hash that leaves."""
         return self.data_hash if self.policy.dataset_fingerprint == "data" else self.cohort_hash
 
+    def _epsilon(self, delta: float, run: str | None = None) -> float:
+        """Of all tasks that this site's ledger holds: no patient of it lost more.
+
+        What a cohort's own patients lost may be less, but depends on which other cohorts they were in: across the edge of
+        a cohort one patient would change it. The budget is held against that number, inside.
+        """
+        return finite(self.ledger.epsilon(None, delta, run))
+
     def info(self, run: str) -> SiteInfo:
         """The answer to a DescribeTask."""
         return SiteInfo(
@@ -170,7 +183,7 @@ class Release:
             version=fedmed.__version__,
             num_patients=self.policy.released_patients(self.num_patients),
             dataset_fingerprint=self.fingerprint,
-            epsilon_spent=finite(self.ledger.epsilon(self.cohort, self.policy.delta)),
+            epsilon_spent=self._epsilon(self.policy.delta),
             epsilon_budget=self.policy.epsilon_budget,
         )
 
@@ -184,9 +197,9 @@ class Release:
             task_sha256=task_sha256,
             num_patients=self.policy.released_patients(self.num_patients),
             steps=task.privacy.steps,
-            epsilon=finite(self.ledger.epsilon(self.cohort, delta, task.run)),
+            epsilon=self._epsilon(delta, task.run),
             delta=delta,
-            epsilon_total=finite(self.ledger.epsilon(self.cohort, delta)),
+            epsilon_total=self._epsilon(delta),
             dataset_fingerprint=self.fingerprint,
             noisy_correct=counts.correct,
             noisy_patients=counts.patients,
@@ -198,7 +211,7 @@ class Release:
             site=self.site,
             version=fedmed.__version__,
             num_patients=self.policy.released_patients(self.num_patients),
-            epsilon_spent=finite(self.ledger.epsilon(self.cohort, self.policy.delta)),
+            epsilon_spent=self._epsilon(self.policy.delta),
             epsilon_budget=self.policy.epsilon_budget,
             delta=self.policy.delta,
             **operation,
@@ -207,15 +220,16 @@ class Release:
 
 def refusal(site: str, error: Exception, run: str = "", round_number: int = 0) -> Refusal:
     """A Refusal that tells no more than it may: see the module's last paragraph."""
-    known = isinstance(error, (*_WORDS_LEAVE, LedgerError))
-    code = error.code if known and isinstance(error, FedMedError) else "failed"
-    text = str(error) if words_leave(error) else _GENERIC.format(code=code)
+    code = error.code if isinstance(error, (*_WORDS_LEAVE, BudgetExhausted, LedgerError)) else "failed"
+    text = _BUDGET if isinstance(error, BudgetExhausted) else _GENERIC.format(code=code)
+    if isinstance(error, _WORDS_LEAVE):
+        text = str(error)
     return Refusal(run[:128], round_number, site, code, text, retry=isinstance(error, Busy))
 
 
-def words_leave(error: Exception) -> bool:
-    """Whether the error's text names nothing but the task and the policy."""
-    return isinstance(error, _WORDS_LEAVE)
+def came_before_the_data(error: Exception) -> bool:
+    """Whether an error is a refusal by policy, budget, wire or model: its words name no record. Else it is a fault."""
+    return isinstance(error, (*_WORDS_LEAVE, BudgetExhausted))
 
 
 def relay_refusal(frame: bytes, error: FedMedError, retry: bool, socket: str) -> Refusal:

@@ -37,7 +37,7 @@ from fedmed.messages import DescribeTask, Message, TrainTask, decode, encode, sh
 from hospital_client.audit import Audit
 from hospital_client.ledger import Ledger, Reservation, Spending
 from hospital_client.policy import Policy, check_cohort, check_task
-from hospital_client.release import Busy, Release, Trained, cohort_hash, refusal, words_leave
+from hospital_client.release import Busy, Release, Trained, came_before_the_data, cohort_hash, refusal
 from hospital_client.results import ResultStore
 
 log = logging.getLogger("fedmed.site")
@@ -140,7 +140,6 @@ class Site:
             self.name,
             self.policy,
             self.ledger,
-            cohort.name,
             cohort.num_patients,
             cohort_hash=cohort.name_hash,
             data_hash=cohort.fingerprint,
@@ -276,10 +275,11 @@ class Site:
         code = error.code if isinstance(error, FedMedError) else told.code
         log.warning("run %s round %d: refused (%s): %s", ascii(told.run), told.round, code, describe_fault(error))
         self.progress.refused += 1
-        decision = "refused" if words_leave(error) else "failed"
+        early = came_before_the_data(error)
+        decision, text = ("refused", str(error)) if early else ("failed", told.message)
         try:
             self._audit.write(
-                decision, code=code, run=told.run, round=told.round, task_sha256=task_sha256, message=told.message
+                decision, code=code, run=told.run, round=told.round, task_sha256=task_sha256, message=text
             )
         except OSError as failure:  # a full disk must not hide the refusal from the aggregator
             log.error("audit.jsonl cannot be written: %s", failure.strerror)

@@ -18,7 +18,7 @@ from fedmed.privacy.counts import NoisyCounts
 from fedmed.wire.site_pb2 import StatusReply
 from hospital_client.audit import Audit
 from hospital_client.fakes import EchoTrainer, example_policy, example_task, journal_files, linear_epsilon
-from hospital_client.ledger import Ledger
+from hospital_client.ledger import Ledger, Spending
 from hospital_client.policy import Policy
 from hospital_client.release import PAYLOAD, RELEASED, Source, Trained
 from hospital_client.results import ResultStore
@@ -162,6 +162,20 @@ def test_one_patient_changes_nothing_but_what_has_noise(tmp_path: Path) -> None:
         "status": set(),
     }
     assert all(RELEASED[TrainResult][name] in NOISY for name in found["train_result"])
+
+
+def test_who_was_in_another_cohort_before_is_not_told(tmp_path: Path) -> None:
+    """The one patient brings a past: its loss counts inside, against the budget, and no number that leaves shows it."""
+    sites = neighbours(tmp_path, example_policy(patient_count="hidden", allow_metrics=True))
+    newcomers = sites[1].cohort.members - sites[0].cohort.members
+    for site in sites:
+        site.ledger.enrol("earlier", newcomers)
+        spending = Spending("earlier", "run-0", 1, "0" * 64, 1.0, 0.1, 2, 1e-5)
+        site.ledger.reserve(spending, budget=3.5, delta=1e-5, fingerprint="")
+    assert [site.epsilon_spent() for site in sites] == [0.0, pytest.approx(0.2)]
+    found = changed(*sites)
+    assert set().union(*found.values()) == {"noisy_correct", "noisy_patients"}
+    assert decode(sites[0].handle(encode(DescribeTask("run-1"))))[0].epsilon_spent > 0.2  # type: ignore[union-attr]
 
 
 def test_the_keyed_hash_of_the_data_changes_only_where_the_policy_lets_it(tmp_path: Path) -> None:

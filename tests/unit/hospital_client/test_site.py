@@ -141,7 +141,8 @@ def test_the_budget_is_refused_before_the_trainer_runs(bench: Bench) -> None:
     answers = [ask(site, example_task(round=number)) for number in range(1, 5)]
     assert [type(answer) for answer in answers] == [TrainResult] * 3 + [Refusal]
     assert answers[3].code == "budget_exhausted"
-    assert "budget 3.5" in answers[3].message
+    assert "above the site's budget" in answers[3].message
+    assert "budget 3.5" in bench.audit[-1]["message"]  # the numbers stay here
     assert bench.trainer.rounds_trained == 3
     assert site.epsilon_spent() == pytest.approx(3.0)
 
@@ -214,9 +215,19 @@ def test_no_privacy_is_loud_infinite_and_closes_the_cohort_to_private_tasks(
     assert any("WITHOUT PRIVACY" in line["message"] for line in bench.audit)
     refusal = ask(site, example_task(round=2))
     assert refusal.code == "budget_exhausted"
-    assert "infinite" in refusal.message
+    assert "infinite" in bench.audit[-1]["message"]
     assert isinstance(ask(site, example_task(round=3, mode="none")), TrainResult)
     assert ask(site, DescribeTask("run-1")).epsilon_spent == -1.0
+
+
+def test_noise_from_a_seed_is_loud_and_counts_as_no_privacy(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    assert ask(bench.start(), example_task(insecure_noise_seed=0)).code == "policy"
+    site = bench.start(policy=example_policy(allow_insecure_noise=True))
+    result = ask(site, example_task(insecure_noise_seed=0))
+    assert (result.epsilon, result.epsilon_total) == (-1.0, -1.0)
+    assert "WITHOUT PRIVACY" in caplog.text
+    assert [line["code"] for line in bench.audit if line["decision"] == "accepted"] == ["no_privacy"]
+    assert ask(site, example_task(round=2)).code == "budget_exhausted"  # the noise that counts comes too late
 
 
 @pytest.mark.parametrize(
