@@ -17,6 +17,7 @@ from transformers import (
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessorPil,
     Idefics3Processor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -24,6 +25,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessorPil,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
 from fedmed.messages import LoraSpec
@@ -77,6 +80,13 @@ def idefics3_base() -> BaseModel:
     return _frozen("idefics3-random", idefics3_model(processor), processor)
 
 
+def smolvlm_base() -> BaseModel:
+    """SmolVLM2's model class with Idefics3's processor: its own is the same for images, and needs torchvision."""
+    processor = idefics3_processor(split=True)
+    model = idefics3_model(processor, SmolVLMForConditionalGeneration, SmolVLMConfig)
+    return _frozen("smolvlm-random", model, processor)
+
+
 def qwen_base() -> BaseModel:
     """A Qwen2.5-VL whose images keep their proportions: their numbers of patches differ."""
     processor = QwenStillProcessor(
@@ -95,9 +105,13 @@ def idefics3_processor(split: bool) -> Idefics3Processor:
     return Idefics3Processor(images, build_tokenizer(TEXTS), image_seq_len=TOKENS, chat_template=CHAT_TEMPLATE)
 
 
-def idefics3_model(processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
+def idefics3_model(
+    processor: Idefics3Processor,
+    kind: type[PreTrainedModel] = Idefics3ForConditionalGeneration,
+    configuration: type[PreTrainedConfig] = Idefics3Config,
+) -> PreTrainedModel:
     ids = _token_ids(processor.tokenizer)
-    config = Idefics3Config(
+    config = configuration(
         vision_config=SHAPE | {"image_size": SIZE, "patch_size": PATCH},
         text_config=SHAPE
         | ids
@@ -106,7 +120,7 @@ def idefics3_model(processor: Idefics3Processor) -> Idefics3ForConditionalGenera
         scale_factor=SCALE,
         **ids,
     )
-    return _random(Idefics3ForConditionalGeneration, config, ids)
+    return _random(kind, config, ids)
 
 
 class QwenStillProcessor(Qwen2_5_VLProcessor):

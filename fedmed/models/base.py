@@ -96,7 +96,8 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel,
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"base model {name!r} cannot be loaded: {reason[0][:300]}",
-            "expected an AutoModelForImageTextToText checkpoint in safetensors with its processor files",
+            _missing_library(reason[0])
+            or "expected an AutoModelForImageTextToText checkpoint in safetensors with its processor files",
         ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ModelError(
@@ -104,6 +105,12 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel,
             "save the processor (AutoProcessor) beside the model",
         )
     return model, processor
+
+
+def _missing_library(reason: str) -> str:
+    """What to install, when a processor needs it: Qwen2.5-VL's and SmolVLM2's take videos too."""
+    needed = [name for name in ("torchvision", "num2words") if name in reason.lower()]
+    return f"install {needed[0]} (a torchvision that belongs to this torch) beside fedmed" if needed else ""
 
 
 def _download(name: str) -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import pytest
 import torch
-from helpers_architectures import ALL_KINDS, BASES, PARTS
+from helpers_architectures import ALL_KINDS, BASES, PARTS, smolvlm_base
 from helpers_training import flat, mixed_cohort, plan, random_state
 from torch import Tensor
 
@@ -74,15 +75,18 @@ class Case:
     def expected(self, bound: float) -> Tensor:
         return torch.stack([g * min(1.0, bound / max(float(g.norm()), 1e-30)) for g in self.gradients]).sum(0)
 
-    def check(self, physical_batch: int, bound: float) -> None:
-        """One step of SGD at rate 1 moves the adapter by the clipped sum. `lot` scales it above float32's rounding."""
+    def error(self, physical_batch: int, bound: float, **changes: object) -> float:
+        """Relative difference of the clipped sum: one step of SGD at rate 1 moves the adapter by it.
+
+        `lot` scales the step above float32's rounding of the parameters; `changes` are the plan's.
+        """
         expected, lot = self.expected(bound), min(1.0, bound)
         trainer = LocalTrainer(self.base, self.cohort, SecureRandom())
         settings = plan(bound=bound, physical_batch=physical_batch, lot=lot, lora=self.spec, trainable=KINDS)
-        trained = trainer.train(settings, self.state, 0)
+        trained = trainer.train(replace(settings, **changes), self.state, 0)
         trainer.close()
         found = (flat(self.state) - flat(trained)) * lot
-        assert float((found - expected).norm() / expected.norm()) < 1e-5
+        return float((found - expected).norm() / expected.norm())
 
 
 @pytest.fixture(scope="module", params=BASES)
@@ -102,19 +106,31 @@ def case(architecture: tuple, request: pytest.FixtureRequest) -> Case:
 @pytest.mark.parametrize("case", PART.values(), ids=PART, indirect=True)
 @pytest.mark.parametrize(("physical_batch", "bound"), [(4, 1e-2)])
 def test_lora_on_each_part(case: Case, physical_batch: int, bound: float) -> None:
-    case.check(physical_batch, bound)
+    assert case.error(physical_batch, bound) < 1e-5
 
 
 @pytest.mark.parametrize("case", [ALL_LINEAR], ids=["all-linear"], indirect=True)
 @pytest.mark.parametrize(("physical_batch", "bound"), [(1, 1e6), (3, 1e-2), (64, 1e6), (64, 1e-2)])
 def test_lora_on_all_parts(case: Case, physical_batch: int, bound: float) -> None:
-    case.check(physical_batch, bound)
+    assert case.error(physical_batch, bound) < 1e-5
 
 
 @pytest.mark.parametrize("case", [None], ids=["all-kinds"], indirect=True)
 @pytest.mark.parametrize(("physical_batch", "bound"), [(1, 1e-2), (3, 1e6), (4, 1e-2), (64, 1e6)])
 def test_convolutions_embeddings_and_modules_trained_whole(case: Case, physical_batch: int, bound: float) -> None:
-    case.check(physical_batch, bound)
+    assert case.error(physical_batch, bound) < 1e-5
+
+
+@pytest.mark.parametrize("case", [None], ids=["all-kinds"], indirect=True)
+def test_gradient_checkpointing_changes_nothing_and_autocast_little(case: Case) -> None:
+    assert case.error(64, 1e6, gradient_checkpointing=True) < 1e-5
+    assert 1e-5 < case.error(64, 1e6, gradient_checkpointing=True, precision="bfloat16") < 0.05
+
+
+@pytest.mark.parametrize("spec", [ALL_LINEAR, ALL_KINDS["idefics3"]], ids=["all-linear", "all-kinds"])
+def test_smolvlm(spec: LoraSpec, tmp_path: Path) -> None:
+    case = Case(smolvlm_base(), mixed_cohort(tmp_path / "site", SIZES), spec)
+    assert case.error(3, 1e-2) < 1e-5
 
 
 def test_the_cohort_is_what_it_should_be(architecture: tuple) -> None:
