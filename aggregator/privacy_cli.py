@@ -1,19 +1,91 @@
-"""`fedmed privacy`: what the guarantee is worth. Each command is a few lines over the module that does the work."""
+"""`fedmed privacy`: what a guarantee costs, and what it is worth. Each command is a few lines over the module that does
+the work."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from fedmed import plan_cli
 from fedmed.errors import ConfigError
+from fedmed.plan_cli import (
+    AsJson,
+    Delta,
+    Epsilon,
+    ExpectedPatients,
+    Given,
+    LocalSteps,
+    MaxPatients,
+    MetricsNoise,
+    Noise,
+    Patients,
+    Rounds,
+    SampleRate,
+    SolveFor,
+)
 
 # As in fedmed.training.audit_faults, which imports torch: a help text and a mistake need not wait for that.
 FAULTS = ("noise_quarter", "per_record", "batch_clipping", "patient_twice", "forgotten_round")
-privacy_app = typer.Typer(no_args_is_help=True, help="What the privacy guarantee is worth.")
+privacy_app = typer.Typer(no_args_is_help=True, help="What the privacy guarantee costs, and what it is worth.")
+
+
+@privacy_app.command("plan")
+def privacy_plan(
+    experiment: Annotated[str, typer.Argument(help="gives what no option does", show_default=False)] = "",
+    epsilon: Epsilon = None,
+    noise: Noise = None,
+    rounds: Rounds = None,
+    local_steps: LocalSteps = None,
+    sample_rate: SampleRate = None,
+    patients: Patients = None,
+    expected_patients: ExpectedPatients = None,
+    delta: Delta = None,
+    metrics_noise: MetricsNoise = None,
+    max_patients: MaxPatients = None,
+    solve_for: SolveFor = "",
+    spent: Annotated[
+        Path | None, typer.Option("--spent", help="what `fedmed-site budget DIR --json` printed", show_default=False)
+    ] = None,
+    cohort: Annotated[str, typer.Option(help="one of --spent; default: the site's present one")] = "",
+    plot: Annotated[Path | None, typer.Option("--plot", help="FILE.png or FILE.svg", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the one value that is not given: epsilon, noise, rounds, local steps or sample rate; and what each round costs.
+
+    fedmed privacy plan --epsilon 4 --rounds 5 --local-steps 10 --patients 1800 --expected-patients 180
+
+    fedmed privacy plan pneumonia --rounds 20 --spent north.json --plot plan.png
+    """
+    given = Given(
+        epsilon=epsilon,
+        noise=noise,
+        rounds=rounds,
+        local_steps=local_steps,
+        sample_rate=sample_rate,
+        patients=patients,
+        expected_patients=expected_patients,
+        delta=delta,
+        metrics_noise=metrics_noise,
+        max_patients=max_patients,
+    )
+    from aggregator.plan_plot import check_format, save_plot
+    from aggregator.spent import read_spent
+    from fedmed.config import load_experiment
+    from fedmed.privacy.planning import make_plan
+
+    if plot:
+        check_format(plot)
+    ledger = read_spent(spent, cohort) if spent else None
+    config = load_experiment(experiment) if experiment else None
+    plan = make_plan(plan_cli.ask(given, config, solve_for, ledger.delta if ledger else None), ledger)
+    plan_cli.show(plan, as_json)
+    if plot:
+        save_plot(plan, plot)
 
 
 @privacy_app.command("audit")

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from fedmed.privacy.record_accounting import patient_epsilon_of_record_accounting
 
 from benchmarks.utility import IMAGES_PER_PATIENT
 from fedmed.config import load_experiment
-from fedmed.privacy.accounting import plan_noise
+from fedmed.privacy.calibration import plan_noise
+from fedmed.privacy.record_accounting import patient_epsilon_of_record_accounting
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

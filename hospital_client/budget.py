@@ -10,10 +10,12 @@ Infinity (a task without privacy) is -1 in JSON, as on the wire.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from fedmed.data.manifest import read_pseudonyms
+from fedmed.privacy.accounting import group_events
 from hospital_client.audit import finite
 from hospital_client.consent import read_consent, withdrawn
 from hospital_client.ledger import Entries, Ledger
@@ -75,6 +77,7 @@ def _cohort(name: str, entries: Entries, gone: frozenset[bytes], budget: float, 
         "cohort": name,
         **_row(name, None, entries, delta),
         "left": max(0.0, budget - entries.epsilon(name, delta)),
+        "events": [dataclasses.asdict(event) for event in group_events(entries.spent_events(name))],
         "patients": len(members),
         "withdrawn": len(members & gone),
         "shares_patients_with": entries.sharing(name),

@@ -7,6 +7,7 @@
     fedmed-site status north       what the daemon is doing
     fedmed-site budget north       spent, reserved and left, per cohort and per run
     fedmed-site consent withdraw north --from ids.txt      those patients are left out from the next draw on
+    fedmed-site plan north --experiment pneumonia      what that run would cost the patients, and whether it fits
 
 A fault that a person can mend is one line and a hint, with the exit code of its class in fedmed.errors.
 """
@@ -21,7 +22,22 @@ from typing import Annotated, Any
 
 import typer
 
+from fedmed import plan_cli
 from fedmed.errors import FedMedError
+from fedmed.plan_cli import (
+    Delta,
+    Epsilon,
+    ExpectedPatients,
+    Given,
+    LocalSteps,
+    MaxPatients,
+    MetricsNoise,
+    Noise,
+    Patients,
+    Rounds,
+    SampleRate,
+    SolveFor,
+)
 from hospital_client import consent_cli
 from hospital_client.consent_cli import AsJson, Folder
 
@@ -128,6 +144,47 @@ def budget(directory: Folder, as_json: AsJson = False) -> None:
     report = budget_report(load_site(directory))
     for line in [json.dumps(report)] if as_json else budget_lines(report):
         typer.echo(line)
+
+
+@app.command()
+def plan(
+    directory: Folder,
+    experiment: Annotated[str, typer.Option("--experiment", help="gives what no option does", show_default=False)] = "",
+    epsilon: Epsilon = None,
+    noise: Noise = None,
+    rounds: Rounds = None,
+    local_steps: LocalSteps = None,
+    sample_rate: SampleRate = None,
+    patients: Patients = None,
+    expected_patients: ExpectedPatients = None,
+    delta: Delta = None,
+    metrics_noise: MetricsNoise = None,
+    max_patients: MaxPatients = None,
+    solve_for: SolveFor = "",
+    as_json: AsJson = False,
+) -> None:
+    """Whether a run would fit the budget that the patients have left, and how many rounds would."""
+    from fedmed.config import load_experiment
+    from hospital_client.budget import present_entries
+    from hospital_client.plan import site_plan
+    from hospital_client.settings import load_site
+
+    given = Given(
+        epsilon=epsilon,
+        noise=noise,
+        rounds=rounds,
+        local_steps=local_steps,
+        sample_rate=sample_rate,
+        patients=patients,
+        expected_patients=expected_patients,
+        delta=delta,
+        metrics_noise=metrics_noise,
+        max_patients=max_patients,
+    )
+    folder = load_site(directory)
+    config = load_experiment(experiment) if experiment else None
+    question = plan_cli.ask(given, config, solve_for, folder.policy.delta)
+    plan_cli.show(site_plan(question, folder, present_entries(folder)), as_json)
 
 
 @app.command("import")

@@ -96,7 +96,7 @@ def check_task(policy: Policy, task: TrainTask, num_patients: int) -> None:
     breaches = [
         *_model_breaches(policy, task),
         *_size_breaches(policy, task),
-        *_privacy_breaches(policy, task.privacy),
+        *privacy_breaches(policy, task.privacy),
         *_cap_breaches(policy, task.privacy, num_patients),
     ]
     if breaches:
@@ -137,7 +137,8 @@ def _size_breaches(policy: Policy, task: TrainTask) -> list[str]:
     return breaches
 
 
-def _privacy_breaches(policy: Policy, privacy: PrivacySpec) -> list[str]:
+def privacy_breaches(policy: Policy, privacy: PrivacySpec) -> list[str]:
+    """What the policy does not allow of a task's noise, sampling and steps; empty when all is well."""
     breaches = []
     if privacy.mode == "none" and not policy.allow_no_privacy:
         breaches.append("privacy.mode='none', expected 'dp' (allow_no_privacy is false)")

@@ -37,7 +37,7 @@ from fedmed.errors import PrivacyError
 from fedmed.privacy import loss
 from fedmed.privacy.events import PrivacyEvent, group_events
 
-__all__ = ["CrossCheck", "PrivacyEvent", "check_delta", "cross_check", "epsilon", "group_events"]
+__all__ = ["CrossCheck", "PrivacyEvent", "check_delta", "cross_check", "epsilon", "epsilons", "group_events"]
 
 # The accountants may differ by this share of epsilon.
 _TOLERANCE = 0.05
@@ -82,6 +82,35 @@ def _epsilon(events: tuple[PrivacyEvent, ...], delta: float) -> float:
         return float(loss.compose(events, loss.width(events)).get_epsilon_for_delta(delta))
     except (ArithmeticError, MemoryError, ValueError) as fault:
         raise PrivacyError(f"the PLD accountant fails at delta {delta:g} on {_named(events)}", _USUAL) from fault
+
+
+def epsilons(
+    events: Sequence[PrivacyEvent], counts: Sequence[int], delta: float, before: Sequence[PrivacyEvent] = ()
+) -> list[float]:
+    """Epsilon of `before` and then `events` so many times, for each of the rising `counts`, which are above 0.
+
+    Composed on from count to count, so that a curve costs little more than its end.
+
+    Raises:
+        PrivacyError: a value is outside its range.
+    """
+    check_delta(delta)
+    once, start = group_events(events), group_events(before)
+    if not once or not counts:
+        return [epsilon(before, delta)] * len(counts)
+    if delta == 0 or any(event.noise_multiplier == 0 for event in (*once, *start)):
+        return [math.inf] * len(counts)
+    width = loss.width([*start, *(_times(event, counts[-1]) for event in once)])
+    total, done, found = (loss.compose(start, width) if start else None), 0, []
+    for count in counts:
+        more = loss.compose([_times(event, count - done) for event in once], width)
+        total, done = more if total is None else total.compose(more), count
+        found.append(float(total.get_epsilon_for_delta(delta)))
+    return found
+
+
+def _times(event: PrivacyEvent, count: int) -> PrivacyEvent:
+    return dataclasses.replace(event, steps=event.steps * count)
 
 
 def check_delta(delta: float) -> None:

@@ -82,10 +82,10 @@ def _steps(event: PrivacyEvent, width: float) -> Any:
         # Gaussians compose exactly: the sum of n is one with the noise divided by sqrt(n).
         return _gaussian(event.noise_multiplier / math.sqrt(event.steps), 1.0, width)
     step = _step(event.noise_multiplier, event.sample_rate, event.max_patients, event.num_patients, width)
-    return _repeat(step, event.steps)
+    return repeat(step, event.steps)
 
 
-def _repeat(step: Any, count: int) -> Any:
+def repeat(step: Any, count: int) -> Any:
     """`step` composed `count` times. Many are composed in two stages: the tails of the first bound memory in the second."""
     if count <= _STAGE:
         return step.self_compose(count)
