@@ -63,7 +63,7 @@ def budget_lines(report: dict[str, Any]) -> Iterator[str]:
         for run in cohort["runs"]:
             yield _line(f"  {run['run']}", run, "")
         yield from (f"  {note}" for note in _notes(cohort, report["cohort"]))
-    yield f"ledger at line {report['generation']}, its witness agrees; consent withdrawn by {report['withdrawn']} patients"
+    yield f"ledger at line {report['generation']}, its witness agrees; patients who withdrew consent: {report['withdrawn']}"
 
 
 def epsilon_text(value: float) -> str:
@@ -109,6 +109,6 @@ def _notes(cohort: dict[str, Any], own: str) -> Iterator[str]:
     if cohort["cohort"] != own:
         yield "(not this site's cohort now)"
     if cohort["withdrawn"]:
-        yield f"({cohort['withdrawn']} of its {cohort['patients']} patients withdrew consent and are not drawn)"
+        yield f"(withdrew consent and not drawn: {cohort['withdrawn']} of its {cohort['patients']} patients)"
     if others := cohort["shares_patients_with"]:
         yield f"(holds patients of {', '.join(others)}: what that spent is counted here too)"
