@@ -111,7 +111,7 @@ def _place(folder: SiteFolder) -> str:
 def _consent(folder: SiteFolder) -> str:
     gone = withdrawn(read_consent(folder.consent))
     present = len(gone & read_pseudonyms(folder.data, folder.key)) if gone else 0
-    return f"{len(gone)} patients withdrawn, {present} of them in the present manifest"
+    return f"withdrawn by {len(gone)} patients, {present} of them in the present manifest"
 
 
 def _socket(folder: SiteFolder) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from fedmed.data.manifest import write_manifest
+from fedmed.data.manifest import load_manifest, write_manifest
 from fedmed.data.phantom import phantom_examples
 from fedmed.errors import ConfigError, FederationError, FedMedError, LedgerError
 from hospital_client.cli import app
@@ -135,6 +136,56 @@ def test_budget_shows_spent_reserved_and_left_per_cohort_and_run(site: Path) -> 
         ("run-2", 0, 1),
     ]
     assert "1 + 1 reserved" in run("budget", site).output
+
+
+def test_budget_follows_the_patients_of_a_renamed_cohort_and_counts_who_withdrew(site: Path) -> None:
+    folder = load_site(site)
+    patients = load_manifest(folder.data)
+    ledger = Ledger(folder.ledger)
+    ledger.enrol("north", frozenset(patients.pseudonyms(folder.key)))
+    ledger.close()
+    spend(site)
+    first = patients.examples[0].patient
+    assert CliRunner().invoke(app, ["consent", "withdraw", str(site), "--from", "-"], input=first).exit_code == 0
+    (site / "site.yaml").write_text((site / "site.yaml").read_text().replace('cohort: "north"', 'cohort: "fresh"'))
+    report = json.loads(run("budget", site, "--json").output)
+    assert (report["cohort"], report["generation"], report["withdrawn"]) == ("fresh", 3, 1)
+    fresh, north = report["cohorts"]
+    assert fresh["spent"] == north["spent"] > 0
+    assert (fresh["shares_patients_with"], fresh["patients"], fresh["withdrawn"]) == (["north"], 25, 1)
+    shown = run("budget", site).output
+    assert "holds patients of north: what that spent is counted here too" in shown
+    assert "withdrew consent and not drawn: 1 of its 25 patients" in shown
+    checked = run("check", site).output
+    assert "consent: withdrawn by 1 patients, 1 of them in the present manifest" in checked
+    assert "1 tasks, epsilon 0 of" not in checked
+
+
+def test_a_site_folder_put_back_from_its_backup_is_noticed_by_every_command(site: Path) -> None:
+    backup = site.with_name("backup")
+    shutil.copytree(site, backup)
+    spend(site)
+    shutil.rmtree(site)
+    backup.rename(site)
+    assert (
+        "ledger.jsonl was put back from a backup: it ends at line 0, its witness has line 2"
+        in run("check", site).output
+    )
+    error = error_of("budget", site)
+    assert isinstance(error, LedgerError)
+    subprocess.run(["sh", "-c", error.hint.split("`")[1]], check=True)
+    assert "1 tasks" in run("check", site).output
+
+
+def test_the_witness_lies_outside_the_sites_folder(site: Path, tmp_path: Path) -> None:
+    assert load_site(site).witness == tmp_path / "north.witness"
+    for place, said in ((".", "lies in"), ("../x/copy", "lies in"), ("../north.witness", "exists already")):
+        error = error_of("init", tmp_path / "x", "--name", "x", "--data", tmp_path, "--set", f"site.witness={place}")
+        assert said in error.message
+    (tmp_path / "file").touch()
+    error = error_of("init", tmp_path / "y", "--name", "y", "--data", tmp_path, "--set", "site.witness=../file/w")
+    assert "cannot be made" in error.message
+    assert not list((tmp_path / "y").iterdir())
 
 
 def test_budget_says_infinite_after_a_task_without_privacy(site: Path) -> None:

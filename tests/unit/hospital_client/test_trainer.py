@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fedmed.data.manifest import Manifest
+from fedmed.data.manifest import Manifest, read_pseudonyms
+from fedmed.errors import LedgerError
 from fedmed.messages import LoraSpec
 from fedmed.models.adapter import State, adapter_state, add_adapter, encode_state
+from hospital_client.consent import WITHDRAW, record
 from hospital_client.fakes import example_task
 from hospital_client.setup import create_site
 from hospital_client.trainer import SiteTrainer
@@ -26,11 +29,15 @@ class Hospital:
         self.start: State = adapter_state(model)
         model.unload()
 
-    def train(self, seed: int, number: int = 1) -> bytes:
+    def withdraw_everybody(self) -> None:
+        folder = self.trainer._folder
+        record(folder.consent, WITHDRAW, read_pseudonyms(folder.data, folder.key), lambda message: None)
+
+    def train(self, seed: int, number: int = 1, **changes: Any) -> bytes:
         """The payload of a round of one step, from the same start with fresh moments."""
         self.trainer._local.close()
         task = example_task(
-            lora=SMALL, base_sha256=self.trainer.base_sha256, round=number, insecure_noise_seed=seed, steps=1
+            lora=SMALL, base_sha256=self.trainer.base_sha256, round=number, insecure_noise_seed=seed, steps=1, **changes
         )
         payload = memoryview(encode_state(self.start, "float32"))
         return self.trainer.prepare(task, payload, lot_size=2.0)(lambda: False).payload
@@ -53,3 +60,18 @@ def test_rounds_and_sites_of_one_seed_differ(tmp_path: Path, north: Hospital, ph
     south = Hospital(tmp_path / "south", phantom_manifest)
     drawn = {north.train(seed=7), north.train(seed=7, number=2), south.train(seed=7)}
     assert len(drawn) == 3
+
+
+def test_a_round_obeys_consent_and_is_refused_before_it_costs_anything_when_consent_cannot_be_trusted(
+    tmp_path: Path, phantom_manifest: Manifest
+) -> None:
+    south = Hospital(tmp_path / "south", phantom_manifest)
+    assert south.train(seed=-1, mode="none", sample_rate=1.0) != encode_state(south.start, "float32")
+    south.withdraw_everybody()
+    assert south.train(seed=-1, mode="none", sample_rate=1.0) == encode_state(south.start, "float32")
+    south.trainer._folder.consent.path.write_bytes(b"")
+    task = example_task(lora=SMALL, base_sha256=south.trainer.base_sha256)
+    with pytest.raises(
+        LedgerError, match=r"consent\.jsonl was put back from a backup"
+    ):  # by prepare: nothing is reserved
+        south.trainer.prepare(task, memoryview(encode_state(south.start, "float32")), lot_size=2.0)
