@@ -187,6 +187,7 @@ def _lineage(run_dir: Path, experiment: Experiment) -> dict[str, Any]:
             "alpha": lora.alpha,
             "parts": list(lora.parts),
             "targets": list(lora.targets),
+            "modules_to_save": list(lora.modules_to_save),
         },
         "num_rounds": len(report["rounds"]),
         "metrics": {name: report[name] for name in ("zero_shot_accuracy", METRIC, "majority_accuracy")},
