@@ -15,7 +15,9 @@ from fedmed.models.base import BaseModel, load_base
 from fedmed.privacy.counts import NO_COUNTS, NoisyCounts, noisy_counts
 from fedmed.privacy.random import InsecureSeededRandom
 from fedmed.training import local_evaluation
+from fedmed.training.answers import answers_right
 from fedmed.training.device_memory import PhysicalBatch
+from fedmed.training.evaluate import generate_answers
 from fedmed.training.local_evaluation import count_right
 from fedmed.training.local_round import LocalTrainer
 from fedmed.training.steps import RoundPlan
@@ -67,6 +69,15 @@ def test_without_noise_the_counts_are_those_of_an_evaluation_by_hand(cohort: Man
     for physical_batch in (2, 64, 0):  # 0: not chosen yet, as before a site's first step
         counts = trainer.count(counting(physical_batch=physical_batch), {}, 0)
         assert counts == noisy_counts(shares, 0.0, InsecureSeededRandom(0))
+
+
+def test_an_answer_is_right_where_greedy_decoding_gives_it(cohort: Manifest) -> None:
+    """One forward pass says what generating word for word would have said."""
+    base, examples = load_base("fedmed-tiny"), cohort.examples
+    images = [cohort.images(example) for example in examples]
+    given = generate_answers(base, base.processor, examples, images, batch_size=24, max_new_tokens=24)
+    right = answers_right(base.model, Collator(base.processor).train_batch(examples, images), "float32")
+    assert right.tolist() == [answer == example.answer for answer, example in zip(given, examples, strict=True)]
 
 
 def test_what_is_drawn_is_drawn_as_a_step_draws(
