@@ -109,7 +109,10 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel,
 
 def _missing_library(reason: str) -> str:
     """What to install, when a processor needs it: Qwen2.5-VL's and SmolVLM2's take videos too."""
-    hints = {"torchvision": "install the torchvision release that belongs to this torch", "num2words": "install num2words"}
+    hints = {
+        "torchvision": "install the torchvision release that belongs to this torch",
+        "num2words": "install num2words",
+    }
     return next((hint for library, hint in hints.items() if library in reason.lower()), "")
 
 
