@@ -6,7 +6,8 @@
 | --------------- | ----------------------------------------------------------------------------- |
 | site's files    | a key, type or range is wrong (every problem at once); key readable by others |
 | folder          | others may enter it                                                           |
-| manifest        | a broken line or missing image (its line), too few patients for the policy    |
+| manifest        | a broken line or missing image (its line), a patient under two ids that look  |
+|                 | the same, too few patients for the policy                                     |
 | base models     | not on this machine, or not the hash that the policy allows                   |
 | ledger          | it or its witness cannot be trusted, or nothing of the budget is left         |
 | consent         | it or its witness cannot be trusted                                           |
@@ -64,6 +65,7 @@ def _folder(folder: SiteFolder) -> str:
 
 def _manifest(folder: SiteFolder) -> str:
     manifest = load_manifest(folder.data)
+    manifest.pseudonyms(folder.key)
     check_cohort(folder.policy, manifest.num_patients)
     policy = folder.policy
     released = policy.released_patients(manifest.num_patients) or "none"

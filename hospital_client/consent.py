@@ -112,14 +112,20 @@ def record(files: JournalFiles, kind: str, members: frozenset[bytes], audit: Cal
 
 
 def audit_to(path: Path) -> Callable[[str], None]:
-    """Writes one line to the site's audit, beside a running daemon."""
+    """Writes one line to the site's audit, beside a running daemon; raises LedgerError when it cannot."""
 
     def write(message: str) -> None:
-        audit = Audit(path)
         try:
-            audit.write("consent", message=message)
-        finally:
-            audit.close()
+            audit = Audit(path)
+            try:
+                audit.write("consent", message=message)
+            finally:
+                audit.close()
+        except OSError as error:
+            raise LedgerError(
+                f"{path.name} cannot be written: {error.strerror}",
+                "free space, then say it again: nothing was recorded",
+            ) from None
 
     return write
 

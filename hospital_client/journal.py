@@ -114,7 +114,7 @@ def create_journal(files: JournalFiles) -> None:
     """An empty journal with its witness.
 
     Raises:
-        LedgerError: there is one already, or the witness's folder cannot be made; nothing is left behind.
+        LedgerError: there is one already, or a file cannot be made; then no file is left behind.
     """
     for path in (files.path, files.witness):
         if path.exists():
@@ -133,7 +133,11 @@ def create_journal(files: JournalFiles) -> None:
             f"the witness {files.witness} cannot be made: {error.strerror}",
             "choose a folder that the site's user may write: --set site.witness=FOLDER",
         ) from None
-    create(files.path)
+    try:
+        create(files.path)
+    except OSError as error:
+        files.witness.unlink()
+        raise LedgerError(f"{files.path} cannot be made: {error.strerror}") from None
 
 
 def read_journal(files: JournalFiles) -> list[Line]:

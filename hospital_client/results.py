@@ -19,6 +19,8 @@ class ResultStore:
 
     def __init__(self, folder: Path, keep: int = KEEP) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
+        for part in folder.glob("*.part"):  # what a killed daemon left half written
+            part.unlink(missing_ok=True)
         self._folder = folder
         self._keep = keep
 

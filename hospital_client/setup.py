@@ -34,7 +34,7 @@ def create_site(root: Path, site: Mapping[str, str], policy: Mapping[str, str]) 
 
     Raises:
         ConfigError: the folder holds a site already, a key is unknown, or a value is wrong; nothing is left behind.
-        LedgerError: the witness holds a ledger already, or cannot be made; nothing is left behind.
+        LedgerError: the witness holds a ledger already, or cannot be made; no file is left behind.
     """
     root = root.absolute()
     if any((root / name).exists() for name in ("site.yaml", "ledger.jsonl", "consent.jsonl")):

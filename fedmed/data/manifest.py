@@ -76,8 +76,18 @@ class Manifest:
         return hmac.new(key, self.sha256.encode(), hashlib.sha256).hexdigest()
 
     def pseudonyms(self, key: bytes) -> tuple[bytes, ...]:
-        """Of every patient, in the order of `patients`; see `pseudonym`."""
-        return tuple(pseudonym(self.examples[records[0]].patient, key) for records in self.patients)
+        """Of every patient, in the order of `patients`; see `pseudonym`.
+
+        Raises:
+            DataError: two patients have one: their ids differ in nothing but space or the encoding of accents.
+        """
+        found = tuple(pseudonym(self.examples[records[0]].patient, key) for records in self.patients)
+        if double := len(found) - len(set(found)):
+            raise DataError(
+                f"{double} patients of {MANIFEST_NAME} have another's id, but for space around it or how accents are encoded",
+                "write an id in one way: a person under two ids would be counted, and lose privacy, twice",
+            )
+        return found
 
     def load_image(self, ref: ImageRef) -> Image.Image:
         """One picture in RGB. Raises DataError when it is gone or broken since the manifest was read."""
@@ -91,8 +101,8 @@ class Manifest:
 def pseudonym(patient: str, key: bytes) -> bytes:
     """8 bytes that stand for a patient and tell nothing without the site's key: HMAC-SHA256, cut.
 
-    Space around an id and the way its accents are encoded (Unicode NFC) make no difference. Two patients of 100,000 get
-    the same pseudonym with a probability of 3e-10; they would then be counted, and leave, together.
+    Space around an id and the way its accents are encoded (Unicode NFC) make no difference. That any two of 100,000
+    patients get the same pseudonym has a probability of 3e-10.
     """
     name = unicodedata.normalize("NFC", patient).strip()
     return hmac.new(key, b"patient\0" + name.encode(), hashlib.sha256).digest()[:8]

@@ -1,5 +1,7 @@
 """Consent: what a person types, what is recorded, and that no patient id is anywhere."""
 
+import dataclasses
+import errno
 import json
 import os
 import stat
@@ -97,6 +99,28 @@ def test_pseudonyms_tell_nothing_without_the_key_and_are_the_same_for_a_name_wri
     manifest = load_manifest(site.data)
     assert frozenset(manifest.pseudonyms(site.key)) == read_pseudonyms(site.data, site.key)
     assert len(set(manifest.pseudonyms(site.key))) == manifest.num_patients
+
+
+def test_a_patient_under_two_ids_that_look_the_same_is_refused(tmp_path: Path) -> None:
+    first, second, *rest = phantom_examples(6, 0, domain="hospital", split="train")
+    assert first.patient != second.patient
+    twin = dataclasses.replace(second, patient=f"{first.patient} ")
+    manifest = write_manifest(tmp_path / "data", [first, twin, *rest])
+    with pytest.raises(DataError, match=r"1 patients of manifest\.jsonl have another's id") as caught:
+        manifest.pseudonyms(b"k")
+    assert first.patient not in str(caught.value)
+
+
+def test_a_full_audit_stops_it_and_nothing_is_recorded(site: SiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hospital_client.consent.Audit.write", full)
+        error = run("withdraw", site.root, "--from", "-", text=ids(site)[0]).exception
+    assert isinstance(error, LedgerError)
+    assert error.message == "audit.jsonl cannot be written: No space left on device"
+    assert json.loads(run("list", site.root, "--json").output) == {"withdrawn": 0, "changes": []}
 
 
 @pytest.mark.parametrize("text", [b"", b"\n \n", b"caf\xe9\n"])

@@ -55,7 +55,10 @@ def socket_path(short: Path, background: BackgroundTrainer) -> Iterator[str]:
     server = listen(Service(site, background), path, 0o660)
     yield path
     server.stop(None).wait()
-    while site.progress.training:  # a task that its client no longer waits for: it still writes into the folder
+    deadline = time.monotonic() + 30
+    while (
+        site.progress.training and time.monotonic() < deadline
+    ):  # its client has gone; it still writes into the folder
         time.sleep(0.01)
     ledger.close()
     audit.close()
