@@ -49,7 +49,7 @@ def privacy_plan(
     max_patients: MaxPatients = None,
     solve_for: SolveFor = "",
     spent: Annotated[
-        Path | None, typer.Option("--spent", help="what `fedmed-site budget DIR --json` printed", show_default=False)
+        Path | None, typer.Option("--spent", help="what `fedmed-site budget DIR --public` printed", show_default=False)
     ] = None,
     cohort: Annotated[str, typer.Option(help="one of --spent; default: the site's present one")] = "",
     plot: Annotated[Path | None, typer.Option("--plot", help="FILE.png or FILE.svg", show_default=False)] = None,

@@ -1,6 +1,8 @@
-"""What a site's cohort has spent, as the site itself printed it. In: a JSON file; out: a Spent for the plan.
+"""What a site's patients have spent, as the site itself printed it. In: a JSON file; out: a Spent for the plan.
 
-    fedmed-site budget DIR --json > north.json;  north.json -> read_spent -> Spent
+    fedmed-site budget DIR --public > north.json;  north.json -> read_spent -> Spent
+
+Within a hospital the output of `--json` does too; it counts patients, so it should not leave.
 
 | in the file          | what becomes of it                                                   |
 | -------------------- | -------------------------------------------------------------------- |
@@ -19,7 +21,7 @@ from fedmed.errors import ConfigError
 from fedmed.privacy.events import PrivacyEvent, group_events
 from fedmed.privacy.planning import Spent
 
-_HINT = "make the file at the site: fedmed-site budget DIR --json > FILE"
+_HINT = "make the file at the site: fedmed-site budget DIR --public > FILE"
 
 
 def read_spent(path: Path, cohort: str = "") -> Spent:
@@ -38,7 +40,7 @@ def read_spent(path: Path, cohort: str = "") -> Spent:
     try:
         return _spent(report, cohort)
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise ConfigError([f"{path}: not what `fedmed-site budget --json` of this release prints"], _HINT) from None
+        raise ConfigError([f"{path}: not what `fedmed-site budget --public` of this release prints"], _HINT) from None
 
 
 def _spent(report: dict[str, Any], cohort: str) -> Spent:

@@ -54,6 +54,24 @@ def budget_report(folder: SiteFolder) -> dict[str, Any]:
     }
 
 
+def public_report(folder: SiteFolder) -> dict[str, Any]:
+    """What the consortium may have, to plan with (`fedmed privacy plan --spent`): every task that the site took, whoever
+    its patients were, as in hospital_client.release. No count of patients, and nothing of who shares a cohort.
+
+    Raises:
+        LedgerError: it cannot be trusted.
+    """
+    name, policy = folder.settings.name, folder.policy
+    events = group_events(Ledger.read(folder.ledger).spent_events(None))
+    return {
+        "site": name,
+        "cohort": name,
+        "delta": policy.delta,
+        "budget": policy.epsilon_budget,
+        "cohorts": [{"cohort": name, "events": [dataclasses.asdict(event) for event in events]}],
+    }
+
+
 def budget_lines(report: dict[str, Any]) -> Iterator[str]:
     """The report as a table for a terminal."""
     yield f"site {report['site']}: budget epsilon {report['budget']:g} at delta {report['delta']:g} per patient"

@@ -136,13 +136,18 @@ def status(directory: Folder, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def budget(directory: Folder, as_json: AsJson = False) -> None:
+def budget(
+    directory: Folder,
+    as_json: AsJson = False,
+    public: Annotated[bool, typer.Option("--public", help="JSON for the consortium to plan with: tasks alone")] = False,
+) -> None:
     """What the ledger says was spent, is reserved, and is left: per cohort and per run."""
-    from hospital_client.budget import budget_lines, budget_report
+    from hospital_client.budget import budget_lines, budget_report, public_report
     from hospital_client.settings import load_site
 
-    report = budget_report(load_site(directory))
-    for line in [json.dumps(report)] if as_json else budget_lines(report):
+    folder = load_site(directory)
+    report = public_report(folder) if public else budget_report(folder)
+    for line in [json.dumps(report)] if as_json or public else budget_lines(report):
         typer.echo(line)
 
 
