@@ -310,17 +310,18 @@ def test_noise_is_planned_for_the_whole_run():
 
 def test_noise_is_planned_for_the_evaluation_counts_and_for_a_cap_at_the_largest_site():
     common = ["privacy.noise_multiplier=0.0", "training.rounds=3", "training.local_steps=5", "privacy.sample_rate=0.1"]
+    common.append("privacy.epsilon=1")
     plain = plan_privacy(settings(*common)).noise_multiplier
     plan = plan_privacy(settings(*common, "privacy.metrics_noise_multiplier=1.0"))
     counts, steps = PrivacyEvent(1.0, 0.1, 3), PrivacyEvent(plan.noise_multiplier, 0.1, 15)
     assert plan.noise_multiplier > plain
-    assert epsilon([steps, counts], plan.delta) <= settings().privacy.epsilon
+    assert epsilon([steps, counts], plan.delta) <= 1
     capped = plan_privacy(settings(*common, "privacy.max_patients=25", "privacy.site_patients=200"))
     assert (capped.max_patients, capped.noise_multiplier > plain) == (25, True)
     # A smaller site spends no more than the plan says.
     for patients in (120, 200):
         event = PrivacyEvent(capped.noise_multiplier, 0.1, 15, 25, patients)
-        assert epsilon([event], capped.delta) <= settings().privacy.epsilon
+        assert epsilon([event], capped.delta) <= 1
 
 
 def test_given_noise_is_kept_and_no_privacy_means_none():
