@@ -41,24 +41,20 @@ def run_audits(
 
 
 def table(audits: Mapping[str, AuditResult]) -> Table:
-    """A line for each engine."""
-    shown = Table(box=box.SIMPLE)
-    for heading in (
-        "engine",
-        "claimed",
-        "at least",
-        "any mechanism",
-        "Gaussian",
-        "right / guessed",
-        "of all",
-        "verdict",
-    ):
-        shown.add_column(heading, justify="left" if heading in ("engine", "verdict") else "right")
+    """A line for each engine, within 80 columns."""
+    first = next(iter(audits.values()))
+    shown = Table(
+        box=box.SIMPLE,
+        caption=f"epsilon at delta {first.delta:g}: claimed, and at least so much at {first.confidence:.0%} confidence, "
+        "being the better of two lower bounds: of any mechanism, and of one with Gaussian noise; "
+        f"right guesses of {first.coins} coins",
+    )
+    for heading in ("engine", "claimed", "at least", "any", "Gaussian", "right", "verdict"):
+        shown.add_column(heading, justify="left" if heading in ("engine", "verdict") else "right", no_wrap=True)
     for name, result in audits.items():
         bounds = (result.claimed_epsilon, result.lower_bound, result.any_mechanism, result.if_gaussian)
-        guesses = (f"{result.right} / {result.guessed}", f"{result.right_of_all:.1%}")
         verdict = "REFUTED" if result.flagged else "not refuted"
-        shown.add_row(name, *(f"{bound:.2f}" for bound in bounds), *guesses, verdict)
+        shown.add_row(name, *(f"{bound:.2f}" for bound in bounds), f"{result.right_of_all:.1%}", verdict)
     return shown
 
 

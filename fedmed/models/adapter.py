@@ -133,6 +133,8 @@ def add_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # An embedding tied to lm_head is adapted alone, and merge_adapter unties it.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        # PEFT asks transformers by a name that it will drop: nothing that a user could mend.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         adapted = cast(PeftModel, get_peft_model(model, config))
     for wrapper in _saved_wrappers(adapted):
         wrapper.modules_to_save.float()

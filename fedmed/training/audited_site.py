@@ -52,14 +52,14 @@ class AuditSetting:
         canaries: patients in each.
         records: of each canary.
         rounds: of one noisy step each.
-        noise_multiplier: noise standard deviation / clipping norm of a step.
+        noise_multiplier: noise standard deviation / clipping norm of a step; two rounds at 1.414 are as one at 1.
         step: L2 distance that one canary moves the adapter in a round: so small that the next round's gradients are the
             same, and noise, which moves every number by about as much, still far above the rounding of float32.
         delta: at which epsilon is claimed and bounded.
         confidence: that the bound is below the true epsilon.
     """
 
-    repetitions: int = 120
+    repetitions: int = 150
     canaries: int = 16
     records: int = 2
     rounds: int = 2

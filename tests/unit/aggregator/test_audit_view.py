@@ -46,7 +46,7 @@ def test_a_leak_and_a_missed_fault_are_errors(audits: dict[str, AuditResult], sa
 
 def test_table_and_json_say_the_same() -> None:
     shown = io.StringIO()
-    Console(file=shown, width=160).print(table(ALL_FOUND))
+    Console(file=shown, width=80).print(table(ALL_FOUND))
     lines = [line.split() for line in shown.getvalue().splitlines() if "REFUTED" in line or "not refuted" in line]
     rows = json.loads(json.dumps(as_rows(ALL_FOUND)))
     assert [line[0] for line in lines] == [row["engine"] for row in rows]
