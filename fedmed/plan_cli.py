@@ -11,6 +11,7 @@
 | both have a value               | the option wins                                                                  |
 | noise_multiplier 0 in the file  | the noise is what is looked for, as in a run                                     |
 | nothing would be left unknown   | epsilon is what is looked for, unless an option gives it: then ConfigError       |
+| a ledger, and no delta          | the ledger's, which its budget is of                                             |
 | --solve-for                     | names what is looked for; the experiment's value of it is left aside             |
 """
 
@@ -86,7 +87,7 @@ def ask(given: Given, experiment: Experiment | None, solve_for: str, delta: floa
         values.pop(_wanted(solve_for, options), None)
     elif "epsilon" not in options and not _missing(values, but="epsilon"):
         values.pop("epsilon", None)
-    if delta is not None and "patients" not in values:
+    if delta is not None:
         values.setdefault("delta", delta)
     return Question(**values)
 

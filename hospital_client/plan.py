@@ -4,7 +4,7 @@
 
 | question without     | what stands in                                              |
 | -------------------- | ----------------------------------------------------------- |
-| delta, patients      | delta of the policy, which the budget is of                 |
+| delta                | delta of the policy, which the budget is of                 |
 """
 
 from __future__ import annotations

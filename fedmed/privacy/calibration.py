@@ -79,8 +79,9 @@ def smallest_noise(events: EventsOf, target: float, delta: float) -> float:
         return 0.0
     if excess(_MAX_NOISE * _RESOLUTION) > 0:
         raise PrivacyError(
-            f"epsilon={target:g} is not reached with noise_multiplier up to {_MAX_NOISE}",
-            "take fewer steps or rounds, a smaller sample_rate, or a larger epsilon",
+            f"epsilon={target:g} is not reached with noise_multiplier up to {_MAX_NOISE}: at that it is still "
+            f"{epsilon(events(_MAX_NOISE), delta):.3g}",
+            "take fewer steps or rounds, a smaller sample_rate, more noise for the evaluation counts, or a larger epsilon",
         )
     least = round(_MIN_NOISE * _RESOLUTION)
     high = _RESOLUTION

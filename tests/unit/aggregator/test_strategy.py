@@ -312,8 +312,8 @@ def test_noise_is_planned_for_the_evaluation_counts_and_for_a_cap_at_the_largest
     common = ["privacy.noise_multiplier=0.0", "training.rounds=3", "training.local_steps=5", "privacy.sample_rate=0.1"]
     common.append("privacy.epsilon=1")
     plain = plan_privacy(settings(*common)).noise_multiplier
-    plan = plan_privacy(settings(*common, "privacy.metrics_noise_multiplier=1.0"))
-    counts, steps = PrivacyEvent(1.0, 0.1, 3), PrivacyEvent(plan.noise_multiplier, 0.1, 15)
+    plan = plan_privacy(settings(*common, "privacy.metrics_noise_multiplier=2.0"))
+    counts, steps = PrivacyEvent(2.0, 0.1, 3), PrivacyEvent(plan.noise_multiplier, 0.1, 15)
     assert plan.noise_multiplier > plain
     assert epsilon([steps, counts], plan.delta) <= 1
     capped = plan_privacy(settings(*common, "privacy.max_patients=25", "privacy.site_patients=200"))

@@ -39,6 +39,14 @@ def test_what_is_charged_beside_the_steps_is_planned_for() -> None:
     assert epsilon([*counts, PrivacyEvent(noise, 0.1, 50)], DELTA) <= 2.0
 
 
+def test_what_leaves_no_room_for_the_steps_is_told_with_its_cost() -> None:
+    counts = [PrivacyEvent(1.0, 0.1, 3)]
+    with pytest.raises(PrivacyError, match="epsilon=1 is not reached") as caught:
+        plan_noise(1.0, DELTA, 0.1, 15, others=counts)
+    assert f"it is still {epsilon(counts, DELTA):.3g}" in caught.value.message
+    assert "evaluation counts" in caught.value.hint
+
+
 def test_a_cap_is_planned_for() -> None:
     capped = plan_noise(1.5, DELTA, 0.1, 20, max_patients=110, num_patients=1000)
     assert capped > plan_noise(1.5, DELTA, 0.1, 20)
