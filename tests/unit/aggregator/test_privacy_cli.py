@@ -46,10 +46,10 @@ def spent(tmp_path: Path) -> Path:
 
 
 def test_a_user_gets_json_with_the_ledgers_share(spent: Path) -> None:
-    done = fedmed(*KNOWN, "--noise", "1.5", "--spent", str(spent), "--json")
+    done = fedmed(*KNOWN, "--noise", "3", "--spent", str(spent), "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
-    alone, before = PrivacyEvent(1.5, 0.1, 12), PrivacyEvent(2.0, 0.1, 30)
+    alone, before = PrivacyEvent(3.0, 0.1, 12), PrivacyEvent(2.0, 0.1, 30)
     assert plan["epsilon"] == epsilon([alone], 1e-5)
     assert plan["ledger"]["total"] == epsilon([alone, before], 1e-5)
     assert (plan["ledger"]["fits"], plan["accountants"]["difference"] < 0.05) == (True, True)
@@ -79,7 +79,7 @@ def test_the_plot_is_a_picture_of_the_kind_that_its_name_says(
     spent: Path, tmp_path: Path, name: str, head: bytes
 ) -> None:
     plot = tmp_path / name
-    result = invoke(*KNOWN, "--noise", "1.5", "--spent", spent, "--plot", plot)
+    result = invoke(*KNOWN, "--noise", "3", "--spent", spent, "--plot", plot)
     assert "fits, " in result.stdout
     assert plot.read_bytes().startswith(head) and plot.stat().st_size > 5000
 

@@ -34,9 +34,9 @@ def test_unreachable_target_is_refused() -> None:
 
 def test_what_is_charged_beside_the_steps_is_planned_for() -> None:
     counts = [PrivacyEvent(8.0, 0.1, 5)]
-    noise = plan_noise(2.0, DELTA, 0.1, 50, others=counts)
-    assert noise > plan_noise(2.0, DELTA, 0.1, 50)
-    assert epsilon([*counts, PrivacyEvent(noise, 0.1, 50)], DELTA) <= 2.0
+    noise = plan_noise(1.0, DELTA, 0.1, 50, others=counts)
+    assert noise > plan_noise(1.0, DELTA, 0.1, 50)
+    assert epsilon([*counts, PrivacyEvent(noise, 0.1, 50)], DELTA) <= 1.0
 
 
 def test_what_leaves_no_room_for_the_steps_is_told_with_its_cost() -> None:
@@ -48,9 +48,9 @@ def test_what_leaves_no_room_for_the_steps_is_told_with_its_cost() -> None:
 
 
 def test_a_cap_is_planned_for() -> None:
-    capped = plan_noise(1.5, DELTA, 0.1, 20, max_patients=110, num_patients=1000)
-    assert capped > plan_noise(1.5, DELTA, 0.1, 20)
-    assert epsilon([PrivacyEvent(capped, 0.1, 20, 110, 1000)], DELTA) <= 1.5
+    capped = plan_noise(0.7, DELTA, 0.1, 20, max_patients=110, num_patients=1000)
+    assert capped > plan_noise(0.7, DELTA, 0.1, 20)
+    assert epsilon([PrivacyEvent(capped, 0.1, 20, 110, 1000)], DELTA) <= 0.7
 
 
 def by_noise(noise: float) -> Sequence[PrivacyEvent]:
@@ -58,23 +58,23 @@ def by_noise(noise: float) -> Sequence[PrivacyEvent]:
 
 
 def by_steps(steps: float) -> Sequence[PrivacyEvent]:
-    return [PrivacyEvent(1.2, 0.1, int(steps))]
+    return [PrivacyEvent(2.4, 0.1, int(steps))]
 
 
 def by_rate(rate: float) -> Sequence[PrivacyEvent]:
-    return [PrivacyEvent(1.2, rate, 30)]
+    return [PrivacyEvent(2.4, rate, 30)]
 
 
 def test_the_largest_count_fits_and_one_more_does_not() -> None:
-    count = largest_count(by_steps, 3.0, DELTA)
-    assert epsilon(by_steps(count), DELTA) <= 3.0 < epsilon(by_steps(count + 1), DELTA)
+    count = largest_count(by_steps, 1.2, DELTA)
+    assert epsilon(by_steps(count), DELTA) <= 1.2 < epsilon(by_steps(count + 1), DELTA)
     assert largest_count(by_steps, 0.1, DELTA) == 0
 
 
 def test_the_largest_rate_fits_and_one_digit_more_does_not() -> None:
-    rate = largest_rate(by_rate, 3.0, DELTA)
+    rate = largest_rate(by_rate, 1.2, DELTA)
     assert rate == float(f"{rate:.3g}")
-    assert epsilon(by_rate(rate), DELTA) <= 3.0 < epsilon(by_rate(rate * 1.01), DELTA)
+    assert epsilon(by_rate(rate), DELTA) <= 1.2 < epsilon(by_rate(rate * 1.01), DELTA)
     assert largest_rate(by_rate, 1000.0, DELTA, most=0.5) == 0.5
 
 

@@ -16,9 +16,9 @@ from fedmed.privacy.planning import Plan, Question, Spent, make_plan
 from fedmed.privacy.question import UNKNOWNS, complete, delta_rule
 
 DELTA = 1e-5
-KNOWN: dict[str, Any] = {"noise_multiplier": 1.5, "rounds": 4, "local_steps": 5, "sample_rate": 0.1, "delta": DELTA}
-EPSILON = epsilon([PrivacyEvent(1.5, 0.1, 20)], DELTA)
-SPENT = Spent("north", (PrivacyEvent(2.0, 0.1, 30), PrivacyEvent(1.3, 0.05, 40)), DELTA, budget=4.0)
+KNOWN: dict[str, Any] = {"noise_multiplier": 3.0, "rounds": 4, "local_steps": 5, "sample_rate": 0.1, "delta": DELTA}
+EPSILON = epsilon([PrivacyEvent(3.0, 0.1, 20)], DELTA)
+SPENT = Spent("north", (PrivacyEvent(4.0, 0.1, 30), PrivacyEvent(3.0, 0.05, 40)), DELTA, budget=1.2)
 
 
 def plan(spent: Spent | None = None, **values: Any) -> Plan:
@@ -60,7 +60,7 @@ def test_many_rounds_are_listed_every_few_with_the_end_and_the_cost_of_one() -> 
 
 
 def test_a_curve_is_what_each_point_is_alone() -> None:
-    events, before = [PrivacyEvent(1.5, 0.1, 5), PrivacyEvent(6.0, 0.1, 1)], [PrivacyEvent(1.0, 1.0, 1)]
+    events, before = [PrivacyEvent(3.0, 0.1, 5), PrivacyEvent(6.0, 0.1, 1)], [PrivacyEvent(4.0, 1.0, 1)]
     curve = epsilons(events, [1, 4, 5], DELTA, before)
     assert curve == pytest.approx([epsilon([*before, *events * count], DELTA) for count in (1, 4, 5)], abs=1e-6)
     assert epsilons([], [1, 2], DELTA, before) == [epsilon(before, DELTA)] * 2
@@ -72,7 +72,7 @@ def test_with_a_ledger_the_total_is_joint_and_below_the_sum() -> None:
     ledger = found.ledger
     assert ledger is not None
     assert ledger.spent == epsilon(SPENT.events, DELTA)
-    assert ledger.total == epsilon([*SPENT.events, PrivacyEvent(1.5, 0.1, 20)], DELTA)
+    assert ledger.total == epsilon([*SPENT.events, PrivacyEvent(3.0, 0.1, 20)], DELTA)
     assert max(ledger.spent, found.epsilon) < ledger.total < ledger.spent + found.epsilon
     assert ledger.fits and found.rounds[3].total == pytest.approx(ledger.total, abs=1e-6)
     fit = [epsilon([*SPENT.events, *found.run.events(ledger.rounds_fit + more)], DELTA) for more in (0, 1)]
@@ -80,7 +80,7 @@ def test_with_a_ledger_the_total_is_joint_and_below_the_sum() -> None:
 
 
 def test_a_plan_that_does_not_fit_says_so() -> None:
-    tight = dataclasses.replace(SPENT, budget=2.2)
+    tight = dataclasses.replace(SPENT, budget=0.85)
     found = plan(tight, **KNOWN)
     assert found.ledger is not None and not found.ledger.fits and found.ledger.rounds_fit < 4
     assert "DOES NOT FIT" in "\n".join(plan_lines(found))
@@ -96,15 +96,15 @@ def test_a_cohort_without_privacy_fits_nothing_and_json_stays_finite() -> None:
 
 
 def test_evaluation_counts_are_part_of_epsilon_one_release_a_round() -> None:
-    found = plan(**KNOWN, metrics_noise_multiplier=2.0)
-    assert found.epsilon == epsilon([PrivacyEvent(1.5, 0.1, 20), PrivacyEvent(2.0, 0.1, 4)], DELTA)
+    found = plan(**KNOWN, metrics_noise_multiplier=4.0)
+    assert found.epsilon == epsilon([PrivacyEvent(3.0, 0.1, 20), PrivacyEvent(4.0, 0.1, 4)], DELTA)
     assert found.training_epsilon == EPSILON < found.epsilon < EPSILON + found.metrics_epsilon
-    assert found.metrics_epsilon == epsilon([PrivacyEvent(2.0, 0.1, 4)], DELTA)
+    assert found.metrics_epsilon == epsilon([PrivacyEvent(4.0, 0.1, 4)], DELTA)
 
 
 def test_a_cap_counts_with_the_public_number_of_patients() -> None:
     found = plan(**KNOWN, patients=200, max_patients=24)
-    assert found.epsilon == epsilon([PrivacyEvent(1.5, 0.1, 20, 24, 200)], DELTA)
+    assert found.epsilon == epsilon([PrivacyEvent(3.0, 0.1, 20, 24, 200)], DELTA)
     assert found.epsilon > found.check.pld == EPSILON  # PRV checks the steps without the cap
 
 
@@ -115,7 +115,7 @@ def test_the_rate_of_a_capped_run_stays_where_the_cap_is_accounted_for() -> None
 
 
 def test_the_rate_and_the_delta_follow_from_the_patients() -> None:
-    found = plan(epsilon=2.0, rounds=4, local_steps=5, patients=1800, expected_patients=180)
+    found = plan(epsilon=1.0, rounds=4, local_steps=5, patients=1800, expected_patients=180)
     assert (found.run.sample_rate, found.delta, found.delta_by_rule) == (0.1, 1e-5, True)
     assert [delta_rule(count) for count in (1, 10, 11, 1000, 1001)] == [0.1, 1e-2, 1e-3, 1e-4, 1e-5]
     assert all(delta_rule(count) <= 0.1 / count for count in range(1, 3000))
@@ -160,7 +160,7 @@ def test_questions_without_one_answer_are_refused(change: dict[str, Any], named:
 def test_the_text_holds_the_answer_the_check_and_every_row() -> None:
     lines = plan_lines(plan(SPENT, **KNOWN, metrics_noise_multiplier=8.0, patients=300))
     text = "\n".join(lines)
-    assert lines[0].startswith("4 rounds x 5 steps with noise_multiplier 1.5 at sample_rate 0.1: epsilon ")
+    assert lines[0].startswith("4 rounds x 5 steps with noise_multiplier 3 at sample_rate 0.1: epsilon ")
     for part in (
         "30 of 300 patients",
         "evaluation counts",
