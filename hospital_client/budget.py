@@ -10,11 +10,13 @@ Infinity (a task without privacy) is -1 in JSON, as on the wire.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from fedmed.data.manifest import read_pseudonyms
+from fedmed.errors import DataError
 from fedmed.privacy.accounting import group_events
 from hospital_client.audit import finite
 from hospital_client.consent import read_consent, withdrawn
@@ -25,12 +27,14 @@ from hospital_client.settings import SiteFolder
 def present_entries(folder: SiteFolder) -> Entries:
     """The ledger as a daemon that starts now would have it: with the members of the present manifest. Writes nothing.
 
+    Where the manifest cannot be read, with the members that the ledger noted last; `fedmed-site check` names the fault.
+
     Raises:
         LedgerError: it cannot be trusted.
-        DataError: the manifest cannot be read.
     """
     entries = Ledger.read(folder.ledger)
-    entries.membership.add(folder.settings.cohort, read_pseudonyms(folder.data, folder.key))
+    with contextlib.suppress(DataError):
+        entries.membership.add(folder.settings.cohort, read_pseudonyms(folder.data, folder.key))
     return entries
 
 
@@ -38,7 +42,7 @@ def budget_report(folder: SiteFolder) -> dict[str, Any]:
     """The report as plain JSON types; the site's own cohort is in it even when nothing was spent.
 
     Raises:
-        LedgerError, DataError: ledger, consent or manifest cannot be read.
+        LedgerError: ledger or consent cannot be trusted.
     """
     policy, entries = folder.policy, present_entries(folder)
     gone = withdrawn(read_consent(folder.consent))

@@ -95,14 +95,17 @@ class Journal:
             ) from error
 
     def _mend(self) -> list[Line]:
-        """The lines that count. What a kill left half done is finished; each call here may be the last one, too."""
+        """The lines that count, on disk for good in both files before anybody relies on them.
+
+        Who wrote them may have been killed before an fsync. Each call here may be this process's last one, too.
+        """
         journal, witness = _read(self.files)
         agreed = reconcile(journal, witness, self.files)
         try:
             cut(self._witness, agreed.witness_size)  # before the journal: else that would look put back from a backup
             cut(self._fd, agreed.journal_size)
-            if missing := journal[agreed.witness_size : agreed.journal_size]:
-                append(self._witness, missing)
+            os.fsync(self._fd)
+            append(self._witness, journal[agreed.witness_size : agreed.journal_size])
         except OSError as error:
             raise LedgerError(
                 f"{self.files.path.name} and its witness cannot be brought together: {error.strerror}", "free space"

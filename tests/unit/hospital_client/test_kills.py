@@ -29,7 +29,8 @@ from hospital_client.site import Site
 from hospital_client.witness import JournalFiles
 
 CALLS = ("open", "write", "fsync", "ftruncate", "replace", "mkdir", "unlink", "close")
-KINDS = ("before", "torn", "power")
+# How a process ends, and at which calls: what the others leave behind is what one of these does.
+KINDS = {"before": CALLS, "torn": ("write",), "power": ("write", "fsync", "ftruncate", "replace")}
 KILLED = 9
 Tell = Callable[[str], None]
 
@@ -41,14 +42,16 @@ def without_the_disks_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Killer:
-    """Replaces the functions of `os`; the n-th call is the process's last.
+    """Replaces the functions of `os`; the n-th call of those in KINDS is the process's last.
 
     before: the call is not made. torn: of a write the first half is made. power: the call is made; what was written to a
-    file since its last fsync is lost, save for a part of it.
+    file since its last fsync is lost, save for a part of it. `synced`: what is for good of each file that an earlier
+    process left without fsync, by inode.
     """
 
-    def __init__(self, number: int, kind: str) -> None:
+    def __init__(self, number: int, kind: str, synced: dict[int, int]) -> None:
         self.left = number
+        self.before = synced
         self.kind = kind
         self.real = {name: getattr(os, name) for name in CALLS}
         self.synced: dict[int, int] = {}
@@ -59,14 +62,17 @@ class Killer:
         real = self.real[name]
 
         def call(*arguments: object, **options: object) -> object:
-            self.left -= 1
+            self.left -= name in KINDS[self.kind]
             if self.left == 0:
                 self._die(name, *arguments, **options)
             result = real(*arguments, **options)
             if name == "open":
-                self.synced[result] = os.fstat(result).st_size
-            if name in ("fsync", "ftruncate"):
+                found = os.fstat(result)
+                self.synced[result] = self.before.get(found.st_ino, found.st_size)
+            if name == "fsync":
                 self.synced[arguments[0]] = os.fstat(arguments[0]).st_size
+            if name == "ftruncate":
+                self.synced[arguments[0]] = min(self.synced[arguments[0]], arguments[1])
             return result
 
         return call
@@ -74,7 +80,7 @@ class Killer:
     def _die(self, name: str, *arguments: object, **options: object) -> None:
         if self.kind == "power":
             self.real[name](*arguments, **options)
-        if name == "write" and self.kind == "torn":
+        if self.kind == "torn":
             self.real[name](arguments[0], arguments[1][: len(arguments[1]) // 2])  # type: ignore[index]
         if self.kind == "power":
             self._lose()
@@ -115,20 +121,23 @@ def _wait(pid: int, reader: int, writer: int) -> tuple[int, list[str]]:
 
 def kill_everywhere(
     tmp_path: Path,
-    prepare: Callable[[Path], None],
+    prepare: Callable[[Path], dict[int, int] | None],
     run: Callable[[Path, Tell], None],
     check: Callable[[Path, list[str]], None],
 ) -> int:
-    """Runs `run` in a fresh folder for every kind and number of call, then `check`. Returns how many calls there are."""
-    number = 0
+    """Runs `run` in a fresh folder for every kind and number of call, then `check`. Returns how many calls there are.
+
+    `prepare` fills the folder and may say what of its files is on disk for good, by inode; else all of it is.
+    """
+    calls = 0
     for kind in KINDS:
         for number in range(1, 1000):
             folder = tmp_path / f"{kind}-{number}"
             folder.mkdir()
-            prepare(folder)
+            synced = prepare(folder) or {}
             with child() as (pid, tell, wait):
                 if pid == 0:
-                    Killer(number, kind)
+                    Killer(number, kind, synced)
                     run(folder, tell)
                     os._exit(0)
                 code, told = wait()
@@ -137,7 +146,8 @@ def kill_everywhere(
             if code == 0:
                 break
         assert number < 999
-    return number
+        calls = max(calls, number)
+    return calls
 
 
 def spending(round: int) -> Spending:
@@ -210,6 +220,36 @@ def test_opening_that_mends_is_killed_at_every_call_too(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("unsynced", ["journal", "witness"])
+def test_killed_before_an_fsync_opened_again_and_then_the_power_cut(tmp_path: Path, unsynced: str) -> None:
+    """What an earlier process wrote without fsync counts for the next one, so that one must put it on disk for good."""
+
+    def prepare(folder: Path) -> dict[int, int]:
+        files = journal_files(folder)
+        Ledger.create(files)
+        ledger = Ledger(files, linear_epsilon)
+        before = files.path.stat().st_size
+        ledger.reserve(spending(1), budget=9.0, delta=1e-5, fingerprint="f")
+        ledger.close()
+        if unsynced == "journal":
+            files.witness.write_bytes(b"")
+        return {(files.path if unsynced == "journal" else files.witness).stat().st_ino: before}
+
+    def run(folder: Path, tell: Tell) -> None:
+        ledger = Ledger(journal_files(folder), linear_epsilon)
+        tell("opened")
+        ledger.commit(ledger.entries.reservations[1], "r" * 64)
+        tell("committed")
+
+    def check(folder: Path, told: list[str]) -> None:
+        ledger = Ledger(journal_files(folder), linear_epsilon)
+        assert len(ledger.entries.reservations) >= told.count("opened")
+        assert len(ledger.entries.committed) >= told.count("committed")
+        ledger.close()
+
+    kill_everywhere(tmp_path, prepare, run, check)
+
+
 def test_consent_killed_at_every_call(tmp_path: Path) -> None:
     steps = [(WITHDRAW, b"1" * 8), (WITHDRAW, b"2" * 8), (RESTORE, b"1" * 8)]
 
@@ -280,7 +320,7 @@ def test_the_killer_kills(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "file"
     with child() as (pid, _, wait):
         if pid == 0:
-            Killer(2, kind)
+            Killer(2 if kind == "before" else 1, kind, {})
             fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
             os.write(fd, b"123456")
         code, _ = wait()

@@ -188,6 +188,14 @@ def test_the_witness_lies_outside_the_sites_folder(site: Path, tmp_path: Path) -
     assert not list((tmp_path / "y").iterdir())
 
 
+def test_budget_without_a_manifest_counts_what_the_ledger_knows(site: Path) -> None:
+    spend(site)
+    (site.parent / "data/manifest.jsonl").write_text("{broken")
+    (site / "site.yaml").write_text((site / "site.yaml").read_text().replace('cohort: "north"', 'cohort: "fresh"'))
+    fresh, north = json.loads(run("budget", site, "--json").output)["cohorts"]
+    assert fresh["spent"] == north["spent"] > 0  # nobody knows whose patients they are: fail closed
+
+
 def test_budget_says_infinite_after_a_task_without_privacy(site: Path) -> None:
     spend(site, noise=0.0)
     assert "infinite" in run("budget", site).output
