@@ -97,10 +97,7 @@ class LocalTrainer:
             ModelError: as `train`.
             PrivacyError: a layer's gradient cannot be told apart by patient; names it.
         """
-        model = self._prepare(plan, state, init_seed)
-        parameters = adapter_parameters(model, plan.trainable)
-        if not parameters:
-            raise ModelError(f"trainable={list(plan.trainable)}: expected kinds such as lora_A or lora_B")
+        model, parameters = self._trained(plan, state, init_seed)
         if plan.privacy.mode == "dp":
             PatientGradients(model, parameters, plan.precision).close()
         return [key for key in adapter_parameters(model) if key not in state]
@@ -125,10 +122,7 @@ class LocalTrainer:
             PrivacyError: a gradient cannot be attributed to a patient.
             FederationError: `should_stop` said so.
         """
-        model = self._prepare(plan, state, init_seed)
-        parameters = adapter_parameters(model, plan.trainable)
-        if not parameters:
-            raise ModelError(f"trainable={list(plan.trainable)}: expected kinds such as lora_A or lora_B")
+        model, parameters = self._trained(plan, state, init_seed)
         for key, parameter in adapter_parameters(model).items():
             parameter.requires_grad_(key in parameters)
         optimizer = self._take_optimizer(plan, parameters)
@@ -177,6 +171,16 @@ class LocalTrainer:
         if self._adapted is not None:
             remove_adapter(self._adapted[1])
         self._adapted, self._optimizer = None, None
+
+    def _trained(
+        self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int
+    ) -> tuple[PeftModel, dict[str, nn.Parameter]]:
+        """The model with `state` in its adapter, and the tensors that the plan trains."""
+        model = self._prepare(plan, state, init_seed)
+        parameters = adapter_parameters(model, plan.trainable)
+        if not parameters:
+            raise ModelError(f"trainable={list(plan.trainable)}: expected kinds such as lora_A or lora_B")
+        return model, parameters
 
     def _prepare(self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int) -> PeftModel:
         if self._adapted is None or self._adapted[0] != plan.lora:
