@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from rich import box
 from rich.table import Table
 
@@ -36,6 +37,7 @@ def run_audits(
     Raises:
         PrivacyError: a setting is out of range.
     """
+    torch.set_num_threads(1)  # batches are small: a second thread mostly waits, and on a busy machine it spins
     base, random, setting = load_base("fedmed-tiny"), SecureRandom(), AuditSetting(repetitions=repetitions)
     return {name: audit(base, setting, random, ENGINES[name], on_repetition) for name in names}
 

@@ -109,9 +109,11 @@ def audit(
 
 
 def _check(setting: AuditSetting) -> None:
-    for name in ("repetitions", "canaries", "records", "rounds"):
+    for name in ("repetitions", "canaries", "records"):
         if getattr(setting, name) < 1:
             raise PrivacyError(f"audit {name}={getattr(setting, name)}: expected >= 1")
+    if not setting.noise_multipliers or min(setting.noise_multipliers) <= 0:
+        raise PrivacyError(f"audit noise_multipliers={setting.noise_multipliers}: expected one a round, each > 0")
     if not 0 < setting.confidence < 1:
         raise PrivacyError(f"audit confidence={setting.confidence}: expected between 0 and 1")
 
@@ -119,8 +121,8 @@ def _check(setting: AuditSetting) -> None:
 def _directions(
     base: BaseModel, folder: Path, examples: Sequence[Example], setting: AuditSetting, random: RandomSource
 ) -> Tensor:
-    """What each canary adds to the sum of all rounds, when the engine is right: [m, n]."""
-    site = AuditedSite(base, folder, examples, replace(setting, noise_multiplier=0.0, rounds=1, step=1.0), random)
+    """What each canary adds to a round's sum, when the engine is right: [m, n]."""
+    site = AuditedSite(base, folder, examples, replace(setting, noise_multipliers=(0.0,), step=1.0), random)
     try:
         alone = np.eye(setting.canaries, dtype=np.bool_)
         directions = torch.stack([site.run(coins)[0] for coins in alone])
@@ -132,7 +134,7 @@ def _directions(
             f"a canary's gradient is {shortest:.3g} of max_grad_norm, expected to be clipped to it",
             "this model learns nothing from the canaries' random letters: audit with fedmed-tiny",
         )
-    return directions * setting.rounds
+    return directions
 
 
 def _play(

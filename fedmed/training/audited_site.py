@@ -1,6 +1,6 @@
 """A site's real training path with canaries for patients, as an auditor meets it. In: who is in; out: the noisy sum.
 
-    canaries -> manifest -> LocalTrainer, round by round -> released adapters -> noisy sum, events charged
+    canaries -> manifest -> LocalTrainer, round by round -> released adapters -> mean noisy sum, events charged
 
     >>> site = AuditedSite(base, Path("site"), canary_examples(16, 2), AuditSetting(), SecureRandom())
     >>> total, events = site.run(np.ones(16, dtype=bool))
@@ -12,7 +12,8 @@ that comes in, plain SGD as the optimizer and the size of the step, so that the 
 | -------------------------- | ----------------------------------------------------------------------------------- |
 | a canary that is left out  | is not in the cohort that `draw` is asked about: as if the site had never seen it   |
 | sample_rate                | 1, so that each canary takes part in each step: nothing is said of subsampling      |
-| several rounds             | each is charged before it runs, as a site's ledger does; their noisy sums add up    |
+| several rounds             | each is charged before it runs, as a site's ledger does; the auditor averages their |
+|                            | noisy sums, each weighted by 1 / variance of its noise                              |
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from fedmed.data.manifest import Manifest, write_manifest
@@ -51,8 +53,8 @@ class AuditSetting:
         repetitions: independent ones, with fresh coins and noise.
         canaries: patients in each.
         records: of each canary.
-        rounds: of one noisy step each.
-        noise_multiplier: noise standard deviation / clipping norm of a step; two rounds at 1.414 are as one at 1.
+        noise_multipliers: noise standard deviation / clipping norm of each round, which has one step. The two here are
+            together as one step at 1.0; most is lost in the first, so that books that forget it are far off.
         step: L2 distance that one canary moves the adapter in a round: so small that the next round's gradients are the
             same, and noise, which moves every number by about as much, still far above the rounding of float32.
         delta: at which epsilon is claimed and bounded.
@@ -62,8 +64,7 @@ class AuditSetting:
     repetitions: int = 150
     canaries: int = 16
     records: int = 2
-    rounds: int = 2
-    noise_multiplier: float = 1.414
+    noise_multipliers: tuple[float, ...] = (1.1, 2.4)
     step: float = 1e-5
     delta: float = 1e-5
     confidence: float = 0.95
@@ -87,39 +88,45 @@ class AuditedSite:
         fault: Fault = HEALTHY,
     ) -> None:
         self._fault = fault
-        self._rounds = setting.rounds
         self._manifest = write_manifest(folder, fault.identify(examples))
         self._canary_of = _owners(self._manifest)
         self._present = np.arange(0)
         self._trainer = LocalTrainer(base, self._manifest, random, replace(fault.mechanism, draw=self._draw))
-        self._plan = _plan(setting)
-        self.start = random_state(self._trainer.train(_plan(setting, steps=0), {}, 0))
+        self._plans = [_plan(setting, noise) for noise in setting.noise_multipliers]
+        self.start = random_state(self._trainer.train(_plan(setting, 0.0, steps=0), {}, 0))
 
     def run(self, included: Coins) -> tuple[Tensor, list[PrivacyEvent]]:
-        """All rounds with the canaries `included` [m]: what an auditor computes from the released adapters [n], being
-        the sum over rounds of the noisy sums; and the events charged."""
+        """All rounds with the canaries `included` [m]: the mean of their noisy sums, as an auditor computes it from the
+        released adapters [n], and the events charged."""
         self._present = np.flatnonzero(included[self._canary_of])
-        spec = self._plan.privacy
         ledger: list[PrivacyEvent] = []
+        sums: list[Tensor] = []
         state = self.start
-        for _ in range(self._rounds):
-            ledger.append(PrivacyEvent(spec.noise_multiplier, spec.sample_rate, spec.steps))
-            state = self._trainer.train(self._plan, state, 0)
-        return (flat(self.start) - flat(state)) * self._plan.lot_size, self._fault.charge(ledger)
+        for plan in self._plans:
+            ledger.append(PrivacyEvent(plan.privacy.noise_multiplier, plan.privacy.sample_rate, plan.privacy.steps))
+            released = self._trainer.train(plan, state, 0)
+            sums.append((flat(state) - flat(released)) * plan.lot_size)
+            state = released
+        return self._weights @ torch.stack(sums), self._fault.charge(ledger)
 
     def close(self) -> None:
         """Takes the adapter off the base model."""
         self._trainer.close()
+
+    @property
+    def _weights(self) -> Tensor:
+        """Of each round in the mean; rounds without noise count alike."""
+        noise = torch.tensor([plan.privacy.noise_multiplier for plan in self._plans], dtype=torch.float64)
+        weights = noise.square().reciprocal() if bool(noise.all()) else torch.ones_like(noise)
+        return weights / weights.sum()
 
     def _draw(self, _: int, spec: PrivacySpec, random: RandomSource) -> npt.NDArray[np.intp]:
         """The site's draw among those who are in the data."""
         return self._present[self._fault.mechanism.draw(len(self._present), spec, random)]
 
 
-def _plan(setting: AuditSetting, steps: int = 1) -> RoundPlan:
-    privacy = PrivacySpec(
-        "dp", setting.noise_multiplier, 1.0, MAX_GRAD_NORM, setting.records, steps=steps, delta=setting.delta
-    )
+def _plan(setting: AuditSetting, noise_multiplier: float, steps: int = 1) -> RoundPlan:
+    privacy = PrivacySpec("dp", noise_multiplier, 1.0, MAX_GRAD_NORM, setting.records, steps=steps, delta=setting.delta)
     return RoundPlan(
         _LORA, privacy, _SGD, ("lora_A", "lora_B"), "float32", physical_batch=64, lot_size=MAX_GRAD_NORM / setting.step
     )

@@ -22,7 +22,7 @@ from fedmed.training.audited_site import MAX_GRAD_NORM, AuditedSite, AuditSettin
 from fedmed.training.canaries import canary_examples
 
 CANARIES = 4
-SETTING = AuditSetting(canaries=CANARIES, records=5, rounds=1)
+SETTING = AuditSetting(canaries=CANARIES, records=5, noise_multipliers=(1.4,))
 NOBODY, EVERYBODY = np.zeros(CANARIES, dtype=bool), np.ones(CANARIES, dtype=bool)
 BREAKS = {
     "noise_quarter": "noise",
@@ -35,7 +35,7 @@ BREAKS = {
 
 def sensitivity(base: BaseModel, folder: Path, fault: Fault) -> bool:
     """Adding one patient with five records moves the sum by at most the bound, whoever else is there."""
-    setting = replace(SETTING, noise_multiplier=0.0, step=1.0)
+    setting = replace(SETTING, noise_multipliers=(0.0,), step=1.0)
     site = AuditedSite(base, folder, canary_examples(CANARIES, setting.records), setting, SecureRandom(), fault)
     added = np.arange(CANARIES) == 1
     pairs = [(NOBODY, added), (EVERYBODY & ~added, EVERYBODY)]
@@ -47,7 +47,7 @@ def sensitivity(base: BaseModel, folder: Path, fault: Fault) -> bool:
 def noise(base: BaseModel, folder: Path, fault: Fault) -> bool:
     """Without patients, what leaves is Gaussian noise of the charged deviation: chi-square, two-sided at 1e-6."""
     site = AuditedSite(base, folder, canary_examples(CANARIES, 1), SETTING, SecureRandom(), fault)
-    drawn = site.run(NOBODY)[0] / (SETTING.noise_multiplier * MAX_GRAD_NORM)
+    drawn = site.run(NOBODY)[0] / (SETTING.noise_multipliers[0] * MAX_GRAD_NORM)
     site.close()
     low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], df=drawn.numel())
     return low < float(drawn.square().sum()) < high
@@ -63,7 +63,7 @@ def books(base: BaseModel, folder: Path, fault: Fault) -> bool:
         return fault.mechanism.noise(total, spec, random)
 
     counting = replace(fault, mechanism=replace(fault.mechanism, noise=counted))
-    setting = replace(SETTING, rounds=3)
+    setting = replace(SETTING, noise_multipliers=(1.0, 2.0, 3.0))
     site = AuditedSite(base, folder, canary_examples(CANARIES, 1), setting, SecureRandom(), counting)
     _, charged = site.run(NOBODY)
     site.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fedmed.training.audit_faults import FAULTS
 from fedmed.training.audited_site import AuditSetting
 from fedmed.training.canaries import amounts, canary_examples
 
-SETTING = AuditSetting(repetitions=24, canaries=12, records=1, rounds=1, noise_multiplier=1.0)
+SETTING = AuditSetting(repetitions=24, canaries=12, records=1, noise_multipliers=(1.0,))
 
 
 def test_a_healthy_engine_passes_with_a_bound_above_zero(tiny_base: BaseModel) -> None:
@@ -31,8 +32,10 @@ def test_noise_four_times_too_small_is_flagged(tiny_base: BaseModel) -> None:
     assert result.right_of_all > 0.85
 
 
-@pytest.mark.parametrize("change", [{"repetitions": 0}, {"records": 0}, {"confidence": 1.0}])
-def test_nonsense_is_refused(tiny_base: BaseModel, change: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"repetitions": 0}, {"records": 0}, {"noise_multipliers": (1.0, 0.0)}, {"confidence": 1.0}]
+)
+def test_nonsense_is_refused(tiny_base: BaseModel, change: dict[str, Any]) -> None:
     with pytest.raises(PrivacyError, match=f"audit {next(iter(change))}="):
         audit(tiny_base, replace(SETTING, **change), InsecureSeededRandom(0))
 
