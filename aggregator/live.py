@@ -170,9 +170,9 @@ def plain_line(event: Mapping[str, Any]) -> str:
     """One event as one line; "" for an event that needs none."""
     kind = event.get("kind")
     if kind == "waiting":
-        missing = event["expected"] - len(event["sites"]) if isinstance(event["expected"], int) else "more"
+        missing = ", ".join(site for site in event["expected"] if site not in event["sites"])
         names = ", ".join(event["sites"]) or "none yet"
-        return f"waiting for {missing} of {event['expected']} sites (quorum {event['quorum']}); here: {names}"
+        return f"waiting for {missing} (quorum {event['quorum']}); here: {names}"
     if kind == "joined":
         return f"{event['site']} joined with {event['num_patients'] or 'an untold number of'} patients"
     if kind == "zero_shot":

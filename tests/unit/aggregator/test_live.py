@@ -16,7 +16,7 @@ from aggregator.report import build_report
 from fedmed.config import load_experiment
 
 EVENTS: list[dict[str, Any]] = [
-    {"kind": "waiting", "sites": ["north"], "expected": 3, "quorum": 2},
+    {"kind": "waiting", "sites": ["north"], "expected": ["north", "harbour", "valley"], "quorum": 2},
     {"kind": "joined", "site": "north", "num_patients": 900},
     {"kind": "joined", "site": "harbour", "num_patients": 500},
     {"kind": "joined", "site": "valley", "num_patients": 300},
@@ -52,7 +52,7 @@ def test_without_a_terminal_every_event_is_one_plain_line() -> None:
     lines = text.splitlines()
     assert len(lines) == len(EVENTS) and "\x1b" not in text
     assert "valley left out: [bold]no reply[/bold] within 300 s" in text
-    assert "epsilon 1.25" in text and "75.0 %" in text and "waiting for 2 of 3 sites" in text
+    assert "epsilon 1.25" in text and "75.0 %" in text and "waiting for harbour, valley (quorum 2); here: north" in text
 
 
 def test_on_a_terminal_the_state_is_drawn() -> None:
