@@ -42,7 +42,7 @@ SERVER_APP = "flwr-serverapp"
 SUPERLINK = "superlink"
 LOOPBACK = "127.0.0.1"
 TASK_POLL_S = 0.25
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
