@@ -1,6 +1,6 @@
 """Runs audits of the privacy engine and shows them. In: names of faults to put in; out: a table or JSON, and a verdict.
 
-    >>> audits = run_audits(["healthy"], repetitions=100)
+    >>> audits = dict(run_audits(["healthy"], repetitions=100))
     >>> require_expected(audits)                                  # silent: nothing leaks more than is claimed
 
 | audits                               | verdict                                                              |
@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,15 +31,25 @@ ENGINES = {"healthy": HEALTHY, **FAULTS}
 
 def run_audits(
     names: Sequence[str], repetitions: int, on_repetition: Callable[[], object] = bool
-) -> dict[str, AuditResult]:
-    """One audit of each named engine, on the embedded base model.
+) -> Iterator[tuple[str, AuditResult]]:
+    """One audit of each named engine, on the embedded base model; yields each as it ends.
 
     Raises:
         PrivacyError: a setting is out of range.
     """
     torch.set_num_threads(1)  # batches are small: a second thread mostly waits, and on a busy machine it spins
     base, random, setting = load_base("fedmed-tiny"), SecureRandom(), AuditSetting(repetitions=repetitions)
-    return {name: audit(base, setting, random, ENGINES[name], on_repetition) for name in names}
+    for name in names:
+        yield name, audit(base, setting, random, ENGINES[name], on_repetition)
+
+
+def line(name: str, result: AuditResult) -> str:
+    """One audit in one line."""
+    verdict = "REFUTED" if result.flagged else "not refuted"
+    return (
+        f"{name}: claimed {result.claimed_epsilon:.2f}, at least {result.lower_bound:.2f}, {verdict} "
+        f"({result.seconds:.0f} s)"
+    )
 
 
 def table(audits: Mapping[str, AuditResult]) -> Table:

@@ -100,11 +100,14 @@ def privacy_audit(
     fault is not found.
     """
     names = _engines(fault)
-    from aggregator.audit_view import as_rows, require_expected, run_audits, table
+    from aggregator.audit_view import as_rows, line, require_expected, run_audits, table
 
+    audits = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("auditing", total=repetitions * len(names))
-        audits = run_audits(names, repetitions, lambda: progress.advance(task))
+        for name, result in run_audits(names, repetitions, lambda: progress.advance(task)):
+            audits[name] = result
+            progress.console.print(line(name, result), highlight=False)
     if as_json:
         typer.echo(json.dumps(as_rows(audits), indent=2))
     else:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from aggregator import privacy_cli
-from aggregator.audit_view import ENGINES, as_rows, require_expected, table
+from aggregator.audit_view import ENGINES, as_rows, line, require_expected, table
 from fedmed.errors import PrivacyError
 from fedmed.training.audit import AuditResult
 from fedmed.training.audit_faults import FAULTS
@@ -52,3 +52,7 @@ def test_table_and_json_say_the_same() -> None:
     assert [line[0] for line in lines] == [row["engine"] for row in rows]
     assert [line[-1] == "REFUTED" for line in lines] == [row["flagged"] for row in rows]
     assert [float(line[2]) for line in lines] == [round(row["lower_bound"], 2) for row in rows]
+
+
+def test_a_line_for_whoever_waits() -> None:
+    assert line("per_record", REFUTED) == "per_record: claimed 4.40, at least 9.50, REFUTED (60 s)"
