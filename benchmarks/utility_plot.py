@@ -78,7 +78,7 @@ def _true_epsilons(rows: list[dict[str, Any]]) -> dict[float, tuple[float, float
 
 
 def _draw(rows: list[dict[str, Any]], true: dict[float, float], path: Path) -> None:
-    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
+    figure, axes = pyplot.subplots(figsize=(8, 5.4), dpi=120)
     for cohort, (label, colour) in COHORTS.items():
         own = [row for row in rows if row["cohort"] == cohort and row["epsilon"]]
         if own:
@@ -107,8 +107,8 @@ def _draw(rows: list[dict[str, Any]], true: dict[float, float], path: Path) -> N
     axes.set_ylabel("test accuracy after the last round")
     axes.set_title("PneumoniaMNIST, three hospitals, federated")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
-    figure.tight_layout()
+    figure.legend(loc="lower center", ncol=2, fontsize=8)
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.savefig(path)
 
 
