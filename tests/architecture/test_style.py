@@ -22,7 +22,12 @@ TEXTS = [
     *CODE,
     *TESTS,
     *(path for pattern in ("*.md", "*.toml", "Makefile") for path in sorted(ROOT.glob(pattern))),
-    *(path for folder in ("docs", "configs") for path in sorted((ROOT / folder).rglob("*")) if path.is_file()),
+    *(
+        path
+        for folder in ("docs", "configs")
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.is_file() and path.suffix != ".png"
+    ),
 ]
 MAX_LINES = 350
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
