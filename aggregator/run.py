@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from aggregator import prepare
-from aggregator.launcher import follow, stop_run, submit
+from aggregator.flower_runs import follow, stop_run, submit
 from aggregator.live import LiveView
 from aggregator.local import LocalFederation, start_local_federation
 from aggregator.processes import ProcessGroup

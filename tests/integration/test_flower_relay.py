@@ -14,7 +14,8 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 
 from aggregator.events import read_events
-from aggregator.launcher import BUNDLE, follow, start_superlink, start_supernode, submit
+from aggregator.flower_runs import BUNDLE, follow, submit
+from aggregator.launcher import start_superlink, start_supernode
 from aggregator.processes import Managed, ProcessGroup
 from aggregator.rounds import RoundStore
 from fedmed.config import load_experiment, to_dict

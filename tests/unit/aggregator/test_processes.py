@@ -9,15 +9,8 @@ import time
 import psutil
 import pytest
 
-from aggregator.launcher import (
-    executable,
-    free_port,
-    free_ports,
-    require_free,
-    start_superlink,
-    start_supernode,
-    submit,
-)
+from aggregator.flower_runs import submit
+from aggregator.launcher import executable, free_port, free_ports, require_free, start_superlink, start_supernode
 from aggregator.processes import ProcessGroup
 from fedmed.errors import FederationError
 
