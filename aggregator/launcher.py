@@ -9,6 +9,7 @@ Why each setting is there:
 | setting                                    | reason                                                           |
 | ------------------------------------------ | ---------------------------------------------------------------- |
 | FLWR_TELEMETRY_ENABLED=0, no update check  | a hospital's network sends nothing that was not agreed upon      |
+| aggregator.superlink_main                  | flower-superlink, where a node may be missed after 6 s           |
 | --disable-runtime-dependency-installation  | SuperLink would run an installer for each run                    |
 | FLWR_SUPEREXEC_TASK_POLL_INTERVAL          | the default of 1 s is waited for in every exchange at every node |
 | FLWR_HOME per process, in the run's folder | bundles are unpacked there; nodes must not share it              |
@@ -104,7 +105,8 @@ def start_superlink(
     fleet_port, control_port = fleet_port or free[0], control_port or free[1]
     require_free(fleet_port, "the SuperLink's Fleet API")
     require_free(control_port, "the SuperLink's Control API")
-    command = [executable("flower-superlink"), "--insecure", "--disable-runtime-dependency-installation"]
+    command = [sys.executable, "-m", "aggregator.superlink_main"]
+    command += ["--insecure", "--disable-runtime-dependency-installation"]
     command += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", f"{LOOPBACK}:{fleet_port}"]
     command += ["--host", LOOPBACK, "--port", str(control_port)]
     command += ["--database", str(database)] if database else []

@@ -176,7 +176,7 @@ def test_a_killed_superlink_is_noticed(run_dir: Path):
         run = submit(superlink.control, run_dir, run_dir / "flower")
         stream = follow(run, run_dir / "events.jsonl", group)
         assert next(stream)["kind"] in ("zero_shot", "waiting")
-        (server,) = [p for p in psutil.Process().children() if any("flower-superlink" in word for word in p.cmdline())]
+        (server,) = [p for p in psutil.Process().children() if "aggregator.superlink_main" in p.cmdline()]
         server.kill()
         begin = time.monotonic()
         with pytest.raises(FederationError, match=r"superlink ended with status -9"):
