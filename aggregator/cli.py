@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from aggregator.privacy_cli import privacy_app
+from aggregator.provision_cli import provision_app, superlink
 from fedmed.config import load_experiment, to_dict
 from fedmed.errors import FedMedError
 
@@ -30,6 +31,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(base_app, name="base")
 app.add_typer(registry_app, name="registry")
 app.add_typer(privacy_app, name="privacy")
+app.add_typer(provision_app, name="provision")
+app.command()(superlink)
 
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where run folders and the sqlite MLflow store live")]
 RegistryUri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: sqlite under the runs folder")]

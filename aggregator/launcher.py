@@ -14,7 +14,9 @@ Why each setting is there:
 | FLWR_SUPEREXEC_TASK_POLL_INTERVAL          | the default of 1 s is waited for in every exchange at every node |
 | FLWR_HOME per process, in the run's folder | bundles are unpacked there; nodes must not share it              |
 | PATH begins with this interpreter's folder | SuperLink and SuperNode find their helpers by name               |
-| --insecure                                 | on loopback only; any other address needs certificates           |
+| --insecure                                 | on loopback only; elsewhere it has to be asked for               |
+| --ssl-*, --enable-supernode-auth           | together: a node is known by its key, and keys need TLS          |
+| --host loopback, always                    | Flower's Control API has no login: who reaches it can admit keys |
 """
 
 from __future__ import annotations
@@ -34,6 +36,15 @@ SUPERLINK = "superlink"
 LOOPBACK = "127.0.0.1"
 TASK_POLL_S = 0.25
 START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files of a SuperLink; with them, only nodes whose keys are registered may connect."""
+
+    ca: Path
+    certificate: Path
+    key: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +105,50 @@ def flower_env(home: Path) -> dict[str, str]:
 
 
 def start_superlink(
-    group: ProcessGroup, home: Path, *, fleet_port: int = 0, control_port: int = 0, database: Path | None = None
+    group: ProcessGroup,
+    home: Path,
+    *,
+    fleet_port: int = 0,
+    control_port: int = 0,
+    database: Path | None = None,
+    host: str = LOOPBACK,
+    tls: Tls | None = None,
+    insecure: bool = False,
 ) -> Superlink:
-    """Starts a SuperLink on loopback and waits until both its ports answer. Port 0 takes a free one.
+    """Starts a SuperLink and waits until both its ports answer. Port 0 takes one that is free on loopback.
+
+    Args:
+        host: where the Fleet API listens; the Control API does on loopback alone.
+        tls: None is plain text, and any node may join.
+        insecure: allows plain text on an address that is not loopback.
 
     Raises:
-        FederationError: a port is in use, or the SuperLink died (with the end of its log) or does not answer.
+        FederationError: a port is in use, plain text was not allowed, or the SuperLink died (with the end of its log) or
+            does not answer.
     """
     free = free_ports(2)
     fleet_port, control_port = fleet_port or free[0], control_port or free[1]
-    require_free(fleet_port, "the SuperLink's Fleet API")
+    require_free(fleet_port, "the SuperLink's Fleet API", host)
     require_free(control_port, "the SuperLink's Control API")
-    command = [sys.executable, "-m", "aggregator.superlink_main"]
-    command += ["--insecure", "--disable-runtime-dependency-installation"]
-    command += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", f"{LOOPBACK}:{fleet_port}"]
+    fleet = f"[{host}]:{fleet_port}" if ":" in host else f"{host}:{fleet_port}"
+    if tls is None and not insecure:
+        require_loopback(fleet)
+    command = [sys.executable, "-m", "aggregator.superlink_main", "--disable-runtime-dependency-installation"]
+    command += _server_tls_flags(tls)
+    command += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", fleet]
     command += ["--host", LOOPBACK, "--port", str(control_port)]
     command += ["--database", str(database)] if database else []
     managed = group.start(SUPERLINK, command, flower_env(home / "superlink"))
-    for port in (fleet_port, control_port):
-        _wait_for_port(port, managed)
-    return Superlink(f"{LOOPBACK}:{fleet_port}", f"{LOOPBACK}:{control_port}")
+    _wait_for_port(fleet_port, managed, LOOPBACK if host in ("0.0.0.0", "::") else host)  # noqa: S104 compared, not bound
+    _wait_for_port(control_port, managed)
+    return Superlink(fleet, f"{LOOPBACK}:{control_port}")
+
+
+def _server_tls_flags(tls: Tls | None) -> list[str]:
+    if tls is None:
+        return ["--insecure"]
+    files = ["--ssl-ca-certfile", str(tls.ca), "--ssl-certfile", str(tls.certificate), "--ssl-keyfile", str(tls.key)]
+    return [*files, "--enable-supernode-auth"]
 
 
 def start_supernode(
@@ -139,23 +174,28 @@ def _tls_flags(address: str, root_certificates: Path | None) -> list[str]:
     return ["--insecure"]
 
 
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT is on this machine alone."""
+    return address.rpartition(":")[0].strip("[]") in (LOOPBACK, "localhost", "::1")
+
+
 def require_loopback(address: str) -> None:
-    host = address.rpartition(":")[0].strip("[]")
-    if host not in (LOOPBACK, "localhost", "::1"):
+    """Raises FederationError when plain text would leave this machine."""
+    if not is_loopback(address):
         raise FederationError(
             f"{address} is not a loopback address, expected TLS for it", "give the root certificate of its SuperLink"
         )
 
 
-def _wait_for_port(port: int, managed: Managed) -> None:
+def _wait_for_port(port: int, managed: Managed, host: str = LOOPBACK) -> None:
     end = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end:
         if (code := managed.process.poll()) is not None:
             raise FederationError(
                 f"{managed.name} ended at its start with status {code}: {managed.tail()}", f"see {managed.log}"
             )
-        with socket.socket() as probe:
-            if probe.connect_ex((LOOPBACK, port)) == 0:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            if probe.connect_ex((host, port)) == 0:
                 return
         time.sleep(0.05)
     raise FederationError(

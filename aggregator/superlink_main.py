@@ -1,4 +1,4 @@
-"""Flower's SuperLink with one limit lowered: how often a node may say that it is there.
+"""Flower's SuperLink with one limit lowered: how often a node may say that it is there. And with superlink_hooks.
 
     python -m aggregator.superlink_main --insecure --fleet-api-type grpc-rere ...     flags and all else as flower-superlink
 
@@ -13,6 +13,7 @@ import sys
 from flwr.server.superlink.fleet.message_handler import message_handler
 from flwr.superlink.cli import flower_superlink
 
+from aggregator import superlink_hooks
 from fedmed.errors import FederationError
 
 MIN_HEARTBEAT_S = 1
@@ -32,6 +33,7 @@ def main() -> None:
     """Runs the SuperLink until it is ended."""
     try:
         allow_short_heartbeats()
+        superlink_hooks.install(sys.argv[1:])
     except FederationError as error:
         sys.exit(f"error: {error.message}\n  hint: {error.hint}")
     flower_superlink()

@@ -10,6 +10,7 @@
       PolicyRefusal             the site's policy does not allow the task
       WireError                 a message is not one of ours, or arrived damaged
       FederationError           a process, port or peer is missing; the quorum was not met
+        AdmissionError          a certificate, a node key or a clock keeps a peer out
       RegistryError             a version, alias or store is missing or refuses
       ServingError              a request or model cannot be served
 
@@ -102,6 +103,13 @@ class FederationError(FedMedError):
 
     code = "federation"
     exit_code = 8
+
+
+class AdmissionError(FederationError):
+    """A certificate or node key is unknown, revoked, out of date or another's, or a clock is wrong."""
+
+    code = "admission"
+    exit_code = 11
 
 
 class RegistryError(FedMedError):
