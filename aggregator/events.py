@@ -11,6 +11,7 @@
 | zero_shot       | accuracy                                   | before any training                   |
 | round_started   | round, rounds, sites                       | the task goes out                     |
 | reply           | round, site, epsilon, seconds              | a site's result was folded in         |
+| bounded         | round, site, norm, bound                   | a site's update was scaled down       |
 | left_out        | round, site, reason                        | a site takes no part in this round    |
 | round_committed | round, accuracy, replies, skipped, seconds | the round is on disk                  |
 | finished        | ------------------------------------------ | rounds and merged model are on disk   |
@@ -26,7 +27,18 @@ from pathlib import Path
 from typing import Any
 
 KINDS = frozenset(
-    {"waiting", "joined", "zero_shot", "round_started", "reply", "left_out", "round_committed", "finished", "failed"}
+    {
+        "waiting",
+        "joined",
+        "zero_shot",
+        "round_started",
+        "reply",
+        "bounded",
+        "left_out",
+        "round_committed",
+        "finished",
+        "failed",
+    }
 )
 LAST_KINDS = frozenset({"finished", "failed"})
 

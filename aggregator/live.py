@@ -182,6 +182,8 @@ def plain_line(event: Mapping[str, Any]) -> str:
     if kind == "reply":
         spent = "no bound" if event["epsilon"] is None or event["epsilon"] < 0 else f"{event['epsilon']:.2f}"
         return f"round {event['round']}: {event['site']} replied after {duration(event['seconds'])}, epsilon {spent}"
+    if kind == "bounded":
+        return f"round {event['round']}: the update of {event['site']} was {event['norm']:.3g} long, taken as {event['bound']:.3g}"
     if kind == "left_out":
         return f"round {event['round']}: {event['site']} left out: {event['reason']}"
     if kind == "round_committed":

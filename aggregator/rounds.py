@@ -2,7 +2,7 @@
 
     rounds/run_id            the run's name on the wire, drawn once
     rounds/000/              the initial adapter and its zero-shot scores
-    rounds/001/              adapter.safetensors, round.json
+    rounds/001/              adapter.safetensors, round.json, and memory.safetensors where the aggregator keeps one
     rounds/.new-*            a commit that did not finish: ignored, and removed by the next commit
 
     >>> store = RoundStore(run_dir / "rounds")                  # doctest: +SKIP
@@ -36,16 +36,20 @@ from fedmed.metrics.scores import Scores
 
 # Adapters are decoded with torch, which takes seconds to import: reading records alone does not need it.
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedmed.models.adapter import State
 
 ADAPTER_FILE = "adapter.safetensors"
 RECORD_FILE = "round.json"
+MEMORY_FILE = "memory.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class SiteReport:
     """What one site reported for a round. `weight` is what its adapter counted, `reply_seconds` passed between sending the
-    task and its reply; the rest is as in TrainResult."""
+    task and its reply; `update_norm` is the length of its update, `update_bound` what that was scaled down to, None where it
+    was not; the rest is as in TrainResult."""
 
     site: str
     num_patients: int
@@ -59,6 +63,8 @@ class SiteReport:
     weight: float
     noisy_correct: float = 0.0
     noisy_patients: float = 0.0
+    update_norm: float = 0.0
+    update_bound: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ class RoundRecord:
             error from the noise; None where no counts were asked for, or too few patients drawn to tell.
         adapter_sha256: of adapter.safetensors; parent_sha256: of the round's before, empty at round 0. Both are
             filled in by `RoundStore.commit`.
+        memory_sha256: of memory.safetensors; empty where there is none.
     """
 
     round: int
@@ -91,6 +98,7 @@ class RoundRecord:
     parent_sha256: str = field(default="")
     local_accuracy: float | None = None
     local_error: float | None = None
+    memory_sha256: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -142,21 +150,23 @@ class RoundStore:
         Raises:
             FederationError: the round is not there, or its bytes are not those that were committed.
         """
-        from fedmed.models.adapter import decode_state
-
         record = self._record(number)
         if record is None:
             raise FederationError(f"round {number} is not in {self.folder}")
-        payload = (self._path(number) / ADAPTER_FILE).read_bytes()
-        if (found := sha256_hex(payload)) != record.adapter_sha256:
-            raise FederationError(
-                f"adapter of round {number} has SHA-256 {found[:12]}, expected {record.adapter_sha256[:12]}",
-                f"move {self._path(number)} away; the run goes on from the round before",
-            )
-        return decode_state(payload)
+        return self._tensors(number, ADAPTER_FILE, record.adapter_sha256)
 
-    def commit(self, record: RoundRecord, state: State) -> RoundRecord:
+    def memory(self, number: int) -> State:
+        """What the aggregator carried on from round `number`: empty where it keeps nothing. Raises as `state`."""
+        record = self._record(number)
+        if record is None:
+            raise FederationError(f"round {number} is not in {self.folder}")
+        return self._tensors(number, MEMORY_FILE, record.memory_sha256) if record.memory_sha256 else {}
+
+    def commit(self, record: RoundRecord, state: State, memory: Mapping[str, Tensor] | None = None) -> RoundRecord:
         """Writes a round, or nothing. Returns the record with its hashes.
+
+        Args:
+            memory: what the aggregator itself carries on to the next round.
 
         Raises:
             FederationError: it is committed already, is not the next round, or the disk does not take it.
@@ -167,18 +177,35 @@ class RoundStore:
         expected = 0 if last is None else last.round + 1
         if record.round != expected:
             raise FederationError(f"cannot commit round {record.round}: expected round {expected}")
-        payload = encode_state(state, "float32")
-        parent = "" if last is None else last.adapter_sha256
-        record = dataclasses.replace(record, adapter_sha256=sha256_hex(payload), parent_sha256=parent)
+        files = {ADAPTER_FILE: encode_state(state, "float32")}
+        if memory:
+            files[MEMORY_FILE] = encode_state(dict(memory), "float32")
+        record = dataclasses.replace(
+            record,
+            adapter_sha256=sha256_hex(files[ADAPTER_FILE]),
+            parent_sha256="" if last is None else last.adapter_sha256,
+            memory_sha256=sha256_hex(files[MEMORY_FILE]) if memory else "",
+        )
         text = json.dumps(record.to_dict(), indent=1, sort_keys=True, allow_nan=False)
         try:
-            self._publish(record.round, {ADAPTER_FILE: payload, RECORD_FILE: text.encode()})
+            self._publish(record.round, files | {RECORD_FILE: text.encode()})
         except OSError as error:
             raise FederationError(
                 f"round {record.round} cannot be written to {self.folder}: {error.strerror}",
                 "make room or mend the disk; the rounds before it are whole and the run goes on from there",
             ) from error
         return record
+
+    def _tensors(self, number: int, name: str, sha256: str) -> State:
+        from fedmed.models.adapter import decode_state
+
+        payload = (self._path(number) / name).read_bytes()
+        if (found := sha256_hex(payload)) != sha256:
+            raise FederationError(
+                f"{name} of round {number} has SHA-256 {found[:12]}, expected {sha256[:12]}",
+                f"move {self._path(number)} away; the run goes on from the round before",
+            )
+        return decode_state(payload)
 
     def _publish(self, number: int, files: Mapping[str, bytes]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

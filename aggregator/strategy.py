@@ -26,7 +26,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from aggregator.aggregation import Method, WeightedMean, get_method, select
+from aggregator.aggregation.mean import select
+from aggregator.aggregation.run import Aggregation, RoundAggregate, Taken
 from aggregator.events import EventLog
 from aggregator.exchange import Exchange, Reply
 from aggregator.roster import Roster
@@ -37,7 +38,11 @@ from fedmed.errors import FederationError, FedMedError
 from fedmed.messages import TrainResult, TrainTask, encode, sha256_hex
 from fedmed.metrics.scores import Scores
 from fedmed.models.adapter import State, encode_state
+from fedmed.models.kinds import kind_of
 from fedmed.privacy.counts import NoisyCounts, federated_accuracy
+
+# The bound on an update is set by the lengths of the updates of so many rounds before.
+NORM_ROUNDS = 5
 
 
 def run_federation(
@@ -70,16 +75,25 @@ def run_federation(
         state = federation.run_round(number, state)
 
 
-@dataclass
-class _Round:
-    """What a round has gathered so far. `equal`: all sites weigh the same, as asked or because one does not tell its size."""
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What sites of one rank are sent: the task as a frame, the adapter that they start from, and what they must return."""
 
     task: TrainTask
     frame: bytes
     task_sha256: str
+    sent: State
     expected: State
+
+
+@dataclass
+class _Round:
+    """What a round has gathered so far. `equal`: all sites weigh the same, as asked or because one does not tell its size."""
+
+    number: int
+    aggregate: RoundAggregate
+    orders: dict[int, _Order]
     equal: bool = False
-    mean: WeightedMean | None = None
     reports: list[SiteReport] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
@@ -104,9 +118,10 @@ class Federation:
         self._evaluate = evaluate
         self._events = events
         self._base_sha256 = base_sha256
-        self._method: Method = get_method(experiment.federation.method)
+        self._aggregation = Aggregation(experiment)
         self._privacy = plan_privacy(experiment)
         self._scores: Scores | None = None
+        self._memory: State = {}
         self._run = store.run_id(experiment.name)
         self.roster = Roster(experiment, self._run, exchange, events)
 
@@ -120,7 +135,7 @@ class Federation:
                 "give the run another name, or move the old folder away",
             )
         if last is not None:
-            self._scores = last.scores
+            self._scores, self._memory = last.scores, self._store.memory(last.round)
             return self._store.state(last.round)
         begin = time.monotonic()
         self._scores = self._evaluate(initial)
@@ -138,29 +153,42 @@ class Federation:
         nodes = self.roster.ready()
         if len(nodes) < quorum:
             nodes = self.roster.wait_for_quorum(self._experiment.federation.deadline_s)
-        self._events.emit("round_started", round=number, rounds=current.task.rounds, sites=sorted(nodes.values()))
+        rounds = self._experiment.training.rounds
+        self._events.emit("round_started", round=number, rounds=rounds, sites=sorted(nodes.values()))
         if len(nodes) >= quorum:
             self._exchange_once(current, nodes)
         self._note_absent(current, nodes)
         skipped = len(current.reports) < quorum
         if not skipped:
-            state = self._method.finish(current.mean, state)
+            state, self._memory = current.aggregate.finish()
             self._scores = self._evaluate(state)
         self._commit(current, state, skipped, time.monotonic() - begin)
         return state
 
+    def _rank(self, site: str) -> int:
+        return self._experiment.federation.site_ranks.get(site, self._experiment.lora.rank)
+
     def _prepare(self, number: int, state: State) -> _Round:
-        frozen = {name: tensor for name, tensor in state.items() if name not in select(state, self._method.down)}
-        task = make_task(self._experiment, self._method, self._privacy, number, self._run, self._base_sha256, frozen)
-        payload = encode_state(select(state, self._method.down), task.dtype)
-        frame = encode(task, payload)
-        return _Round(task, frame, sha256_hex(frame), select(state, self._method.trainable))
+        ranks = {self._rank(site) for site in self._experiment.partition.sites}
+        orders = {rank: self._order(number, self._aggregation.for_site(state, rank), rank) for rank in sorted(ranks)}
+        norms = [report.update_norm for record in self._store.records()[-NORM_ROUNDS:] for report in record.replies]
+        return _Round(number, self._aggregation.begin(number, state, self._memory, norms), orders)
+
+    def _order(self, number: int, sent: State, rank: int) -> _Order:
+        method = self._aggregation.method
+        down = select(sent, method.down)
+        frozen = {
+            name: tensor for name, tensor in sent.items() if name not in down and kind_of(name) not in method.personal
+        }
+        task = make_task(self._experiment, method, self._privacy, number, self._run, self._base_sha256, frozen, rank)
+        frame = encode(task, encode_state(down, task.dtype))
+        return _Order(task, frame, sha256_hex(frame), sent, select(sent, task.returned))
 
     def _exchange_once(self, current: _Round, nodes: dict[int, str]) -> None:
         asked_equal = self._experiment.federation.weighting == "equal"
         current.equal = asked_equal or any(self.roster.sites[node].num_patients == 0 for node in nodes)
-        current.bytes_down = len(current.frame) * len(nodes)
-        frames = dict.fromkeys(nodes, current.frame)
+        frames = {node: current.orders[self._rank(site)].frame for node, site in nodes.items()}
+        current.bytes_down = sum(len(frame) for frame in frames.values())
         for reply in self._exchange.send(frames, self._experiment.federation.deadline_s):
             site = nodes[reply.node]
             try:
@@ -173,16 +201,19 @@ class Federation:
         if reply.frame is None:
             raise FederationError(reply.error)
         current.bytes_up += len(reply.frame)
-        result, update = check_reply(reply.frame, current.task, current.task_sha256, site, current.expected)
+        order = current.orders[self._rank(site)]
+        result, update = check_reply(reply.frame, order.task, order.task_sha256, site, order.expected)
         if not current.equal and not result.num_patients:
             raise FederationError(
                 "num_patients=0: told a count when it joined and none now, expected the same of all rounds"
             )
         weight = 1.0 if current.equal else float(result.num_patients)
-        current.mean = self._method.fold(current.mean, update, weight)
-        current.reports.append(_report(result, reply, weight))
+        taken = current.aggregate.add(update, weight, order.sent)
+        current.reports.append(_report(result, reply, weight, taken))
         seconds = round(reply.seconds, 3)
         self._events.emit("reply", round=result.round, site=site, epsilon=result.epsilon, seconds=seconds)
+        if taken.scaled:
+            self._events.emit("bounded", round=result.round, site=site, norm=taken.norm, bound=taken.bound)
 
     def _note_absent(self, current: _Round, nodes: dict[int, str]) -> None:
         for site in self._experiment.partition.sites:
@@ -191,13 +222,13 @@ class Federation:
 
     def _leave_out(self, current: _Round, site: str, reason: str) -> None:
         current.left_out[site] = reason
-        self._events.emit("left_out", round=current.task.round, site=site, reason=reason)
+        self._events.emit("left_out", round=current.number, site=site, reason=reason)
 
     def _commit(self, current: _Round, state: State, skipped: bool, seconds: float) -> None:
         reports = tuple(sorted(current.reports, key=lambda report: report.site))
-        local = _local_accuracy(reports, current.task.privacy.metrics_noise_multiplier)
+        local = _local_accuracy(reports, self._privacy.metrics_noise_multiplier)
         record = RoundRecord(
-            round=current.task.round,
+            round=current.number,
             skipped=skipped,
             replies=reports,
             left_out=current.left_out,
@@ -210,7 +241,7 @@ class Federation:
             local_accuracy=local[0] if local else None,
             local_error=local[1] if local else None,
         )
-        self._store.commit(record, state)
+        self._store.commit(record, state, self._memory)
         accuracy = None if self._scores is None else self._scores.accuracy
         self._events.emit(
             "round_committed",
@@ -228,7 +259,7 @@ def _local_accuracy(reports: Sequence[SiteReport], noise_multiplier: float) -> t
     return federated_accuracy(counts, noise_multiplier) if noise_multiplier and counts else None
 
 
-def _report(result: TrainResult, reply: Reply, weight: float) -> SiteReport:
+def _report(result: TrainResult, reply: Reply, weight: float, taken: Taken) -> SiteReport:
     return SiteReport(
         site=result.site,
         num_patients=result.num_patients,
@@ -242,4 +273,6 @@ def _report(result: TrainResult, reply: Reply, weight: float) -> SiteReport:
         weight=weight,
         noisy_correct=result.noisy_correct,
         noisy_patients=result.noisy_patients,
+        update_norm=taken.norm,
+        update_bound=taken.bound if taken.scaled else None,
     )

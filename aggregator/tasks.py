@@ -20,8 +20,10 @@ A reply counts when every line of this table holds.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from aggregator.aggregation import Method, check_layout
+from aggregator.aggregation.mean import check_layout
+from aggregator.methods import Method
 from fedmed.config import Experiment, Training
 from fedmed.errors import FederationError
 from fedmed.messages import OptimizerSpec, PrivacySpec, Refusal, TrainResult, TrainTask, decode
@@ -100,10 +102,12 @@ def make_task(
     run: str,
     base_sha256: str,
     frozen: State,
+    rank: int,
 ) -> TrainTask:
-    """The task of round `number`; the same arguments give the same bytes on the wire.
+    """The task of round `number` for a site of this rank; the same arguments give the same bytes on the wire.
 
-    `frozen`: the adapter's tensors that do not travel down.
+    `frozen`: the adapter's tensors that do not travel down, but follow from the public seed. The scale alpha / rank is the
+    same for every rank.
     """
     training = experiment.training
     return TrainTask(
@@ -114,10 +118,11 @@ def make_task(
         base_model=experiment.base_model.name,
         base_sha256=base_sha256,
         method=method.name,
-        lora=experiment.lora.spec,
+        lora=replace(experiment.lora.spec, rank=rank, alpha=experiment.lora.alpha * rank / experiment.lora.rank),
         init_seed=experiment.seed,
         frozen_sha256=state_sha256(frozen) if frozen else "",
-        trainable=method.trainable,
+        trainable=method.trained(number),
+        returned=method.returned(number),
         privacy=privacy,
         optimizer=OptimizerSpec(
             training.optimizer,
@@ -125,6 +130,7 @@ def make_task(
             training.momentum,
             training.weight_decay,
             training.keep_state,
+            experiment.federation.proximal_mu,
         ),
         dtype=experiment.federation.wire_dtype,
         precision=training.precision,

@@ -15,21 +15,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from fedmed.errors import ConfigError
 from fedmed.messages import LoraSpec
 from fedmed.privacy.events import least_cap
+from fedmed.typed import choice, number, parse, read_yaml, texts
 
-T = TypeVar("T")
 # In a checkout the files are looked up beside the package; in an installation they are shipped inside it.
 CONFIG_DIR = next(
     (
@@ -39,20 +37,6 @@ CONFIG_DIR = next(
     ),
     Path("configs"),
 )
-
-
-def number(low: float, high: float = float("inf"), *, above: bool = False, below: bool = False) -> Any:
-    """A field in [low, high]; `above` and `below` exclude the end."""
-    return field(metadata={"low": low, "high": high, "above": above, "below": below})
-
-
-def choice(*allowed: str) -> Any:
-    return field(metadata={"choices": allowed})
-
-
-def texts() -> Any:
-    """A list of texts that may be empty."""
-    return field(metadata={"empty": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +71,12 @@ class Lora:
     parts: tuple[str, ...] = choice("language_model", "projector", "vision_tower")
     targets: tuple[str, ...]
     modules_to_save: tuple[str, ...] = texts()
+    core: bool
 
     @property
     def spec(self) -> LoraSpec:
         """As the wire and the model take it."""
-        return LoraSpec(self.rank, self.alpha, self.parts, self.targets, self.modules_to_save)
+        return LoraSpec(self.rank, self.alpha, self.parts, self.targets, self.modules_to_save, self.core)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,13 +110,33 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptimizer:
+    name: str = choice("none", "fedavgm", "fedadam", "fedyogi")
+    learning_rate: float = number(0, above=True)
+    beta1: float = number(0, 1, below=True)
+    beta2: float = number(0, 1, below=True)
+    tau: float = number(0, above=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Robust:
+    rule: str = choice("none", "median", "trimmed_mean", "multi_krum")
+    faulty: int = number(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
     method: str
     weighting: str = choice("patients", "equal")
+    site_ranks: dict[str, int] = number(1, 1024)  # noqa: RUF009  a field, as all of these are
+    proximal_mu: float = number(0)
+    server: ServerOptimizer
+    robust: Robust
+    norm_bound: float = number(1)
     quorum: int = number(1)
     deadline_s: float = number(0, above=True)
     join_timeout_s: float = number(0, above=True)
-    wire_dtype: str = choice("float32", "bfloat16")
+    wire_dtype: str = choice("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,28 +196,19 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
         ConfigError: unknown experiment, broken YAML, or every wrong key, type and range at once.
     """
     path = _find_experiment(name_or_path)
-    layers = [_read_yaml(CONFIG_DIR / "base.yaml"), _read_yaml(path), _read_overrides(overrides)]
+    layers = [read_yaml(CONFIG_DIR / "base.yaml"), read_yaml(path), _read_overrides(overrides)]
     return parse_experiment(_merge(layers, str(path)))
 
 
 def parse_experiment(data: Any) -> Experiment:
     """An Experiment from plain data (as `to_dict` gives it), with the rules that span several keys."""
     problems: list[str] = []
-    experiment = _parse(Experiment, data, "", problems)
+    experiment = parse(Experiment, data, "", problems)
     if not problems:
         problems = _cross_check(experiment)
     if problems:
         raise ConfigError(problems, "configs/base.yaml lists every key with its unit and effect")
     return experiment
-
-
-def parse_file(cls: type[T], path: Path, hint: str) -> T:
-    """A YAML file as a frozen dataclass with every key given, for example a site's policy."""
-    problems: list[str] = []
-    value = _parse(cls, OmegaConf.to_container(_read_yaml(path), resolve=True), "", problems)
-    if problems:
-        raise ConfigError([f"{path.name}: {problem}" for problem in problems], hint)
-    return value
 
 
 def _find_experiment(name_or_path: str) -> Path:
@@ -221,18 +217,6 @@ def _find_experiment(name_or_path: str) -> Path:
             return path
     known = ", ".join(sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml")))
     raise ConfigError([f"experiment {name_or_path!r} is neither a file nor one of: {known}"])
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    try:
-        config = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise ConfigError([f"{path} does not exist"]) from None
-    except (YAMLError, OSError, OmegaConfBaseException) as error:
-        raise ConfigError([f"{path} is not readable YAML: {' '.join(str(error).split())}"]) from None
-    if not isinstance(config, DictConfig):
-        raise ConfigError([f"{path} holds a list, expected keys and values"])
-    return config
 
 
 def _read_overrides(overrides: Sequence[str]) -> DictConfig:
@@ -249,71 +233,6 @@ def _merge(layers: list[DictConfig], where: str) -> Any:
         raise ConfigError([f"{where}: {' '.join(str(error).split())}"]) from None
 
 
-def _parse(cls: Any, data: Any, path: str, problems: list[str]) -> Any:
-    """`data` as a `cls`; appends one line to `problems` per wrong key and goes on."""
-    prefix = f"{path}." if path else ""
-    if not isinstance(data, dict):
-        problems.append(f"{path or 'the file'}={data!r}: expected a group of keys")
-        return None
-    hints = typing.get_type_hints(cls)
-    fields = {item.name: item for item in dataclasses.fields(cls)}
-    for key in data:
-        if key not in fields:
-            problems.append(f"{prefix}{key}: unknown key; {path or 'the top level'} has {', '.join(fields)}")
-    values = {}
-    for name, item in fields.items():
-        if name not in data:
-            problems.append(f"{prefix}{name}: missing")
-        elif dataclasses.is_dataclass(hints[name]):
-            values[name] = _parse(hints[name], data[name], prefix + name, problems)
-        else:
-            values[name] = _value(hints[name], data[name], item.metadata, prefix + name, problems)
-    return cls(**values) if len(values) == len(fields) else None
-
-
-def _value(hint: Any, value: Any, rule: Any, path: str, problems: list[str]) -> Any:
-    if hint == tuple[str, ...]:
-        may_be_empty = rule.get("empty", False)
-        if (
-            not isinstance(value, list)
-            or not (value or may_be_empty)
-            or not all(isinstance(item, str) for item in value)
-        ):
-            problems.append(f"{path}={value!r}: expected a list of texts{'' if may_be_empty else ', not empty'}")
-            return ()
-        for item in value:
-            _check_rule(item, rule, path, problems)
-        return tuple(value)
-    if hint == dict[str, str]:
-        if (
-            not isinstance(value, dict)
-            or not value
-            or not all(isinstance(item, str) for item in [*value, *value.values()])
-        ):
-            problems.append(f"{path}={value!r}: expected keys with texts, not empty")
-            return {}
-        return dict(value)
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        problems.append(f"{path}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
-        return value
-    _check_rule(value, rule, path, problems)
-    return value
-
-
-def _check_rule(value: Any, rule: Any, path: str, problems: list[str]) -> None:
-    if "choices" in rule and value not in rule["choices"]:
-        problems.append(f"{path}={value!r}: expected one of {', '.join(rule['choices'])}")
-    if "low" in rule:
-        low, high = rule["low"], rule["high"]
-        inside = (value > low if rule["above"] else value >= low) and (value < high if rule["below"] else value <= high)
-        if not inside or value == float("inf"):
-            ends = f"{'>' if rule['above'] else '>='} {low:g}"
-            ends += "" if high == float("inf") else f" and {'<' if rule['below'] else '<='} {high:g}"
-            problems.append(f"{path}={value!r}: expected {ends}")
-
-
 def _cross_check(experiment: Experiment) -> list[str]:
     problems = []
     sites = experiment.partition.sites
@@ -323,6 +242,8 @@ def _cross_check(experiment: Experiment) -> list[str]:
         problems.append(f"partition.sites: {bad!r}: expected letters, digits, - and _ only")
     if not experiment.name.replace("-", "").replace("_", "").isalnum():
         problems.append(f"name={experiment.name!r}: expected letters, digits, - and _ only")
+    if strangers := sorted(set(experiment.federation.site_ranks) - set(sites)):
+        problems.append(f"federation.site_ranks: {strangers!r} are not among partition.sites")
     if experiment.federation.quorum > len(sites):
         problems.append(f"federation.quorum={experiment.federation.quorum}: expected at most {len(sites)}, the sites")
     training, privacy = experiment.training, experiment.privacy

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
-from fedmed.config import parse_file
 from fedmed.errors import AdmissionError, ConfigError
+from fedmed.typed import parse_file
 
 CONNECTION, ROOT, KEY, PUBLIC = "connection.yaml", "root.pem", "node.key", "node.pub"
 FILES = (CONNECTION, ROOT, KEY, PUBLIC)

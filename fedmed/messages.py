@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 
 from fedmed.errors import WireError
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAGIC = b"FEDM"
 MAX_HEADER_BYTES = 1 << 20
 # Flower's RecordDict: the frame travels as the only Array of this ArrayRecord, as raw bytes.
@@ -47,13 +47,14 @@ ARRAY_STYPE = "fedmed.frame"
 class LoraSpec:
     """Adapter shape. `parts`: any of language_model, projector, vision_tower; `targets`: module name endings (linear,
     convolution or embedding layers), or the one word `all-linear`; `modules_to_save`: endings of modules that are
-    trained whole, without LoRA."""
+    trained whole, without LoRA. `core`: an r x r matrix R between B and A, W0 + s B R A."""
 
     rank: int
     alpha: float
     parts: tuple[str, ...]
     targets: tuple[str, ...]
     modules_to_save: tuple[str, ...] = ()
+    core: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +94,15 @@ class PrivacySpec:
 @dataclass(frozen=True, slots=True)
 class OptimizerSpec:
     """`name`: adamw, sgd or adam_bc (see fedmed.training.optimizers); `learning_rate` of this round; `momentum` is
-    SGD's momentum or Adam's beta1. `keep_state`: carry the moments over rounds."""
+    SGD's momentum or Adam's beta1. `keep_state`: carry the moments over rounds. `proximal_mu`: FedProx's pull towards the
+    incoming adapter, mu (w - w0) added to the gradient after the noise."""
 
     name: str
     learning_rate: float
     momentum: float
     weight_decay: float
     keep_state: bool
+    proximal_mu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +124,10 @@ class TrainTask:
         method: entry of the aggregation table, for the site's policy.
         init_seed: public seed that draws the adapter's first A matrices, the same at every site.
         frozen_sha256: hash of the tensors that do not travel down but follow from `init_seed`; empty when all travel.
-        trainable: kinds of adapter tensors (fedmed.models.kinds) that the site trains and sends up.
-        dtype: of the tensors on the wire: float32 or bfloat16. Training is in float32.
+        trainable: kinds of adapter tensors (fedmed.models.kinds) that the site trains.
+        returned: those of them that the site sends up. The others are personal: it keeps them, trained further every
+            round of the run, and they never leave.
+        dtype: of the tensors on the wire in both directions: an encoding of fedmed.models.encoding. Training is in float32.
         precision: float32, or bfloat16 for autocast of the frozen model.
         payload_sha256: of the payload; filled in by `encode`.
     """
@@ -139,6 +144,7 @@ class TrainTask:
     init_seed: int
     frozen_sha256: str
     trainable: tuple[str, ...]
+    returned: tuple[str, ...]
     privacy: PrivacySpec
     optimizer: OptimizerSpec
     dtype: str

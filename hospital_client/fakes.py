@@ -56,6 +56,7 @@ def example_task(**changes: Any) -> TrainTask:
         init_seed=0,
         frozen_sha256="",
         trainable=("lora_A", "lora_B"),
+        returned=("lora_A", "lora_B"),
         privacy=privacy,
         optimizer=OptimizerSpec("adamw", 1e-3, 0.9, 0.0, keep_state=True),
         dtype="float32",

@@ -25,11 +25,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fedmed.config import choice, number
 from fedmed.errors import PolicyRefusal
 from fedmed.messages import PrivacySpec, TrainTask
-from fedmed.models.kinds import KINDS
+from fedmed.models.kinds import TRAINED
 from fedmed.privacy.events import least_cap
+from fedmed.typed import choice, number
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 DTYPES = ("float32", "bfloat16")
@@ -117,8 +117,8 @@ def _model_breaches(policy: Policy, task: TrainTask) -> list[str]:
         breaches.append(f"lora.rank={task.lora.rank}, expected 1 to {policy.max_rank}")
     if not task.lora.alpha > 0:
         breaches.append(f"lora.alpha={task.lora.alpha:g}, expected > 0")
-    if not task.trainable or not set(task.trainable) <= set(KINDS):
-        breaches.append(f"trainable={list(task.trainable)!r:.80}, expected some of {', '.join(KINDS)}")
+    if not task.trainable or not set(task.trainable) <= set(TRAINED):
+        breaches.append(f"trainable={list(task.trainable)!r:.80}, expected some of {', '.join(TRAINED)}")
     return breaches
 
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from fedmed.config import choice, number, parse_file
 from fedmed.errors import ConfigError
+from fedmed.typed import choice, number, parse_file
 from hospital_client.policy import Policy
 from hospital_client.witness import JournalFiles
 

@@ -3,19 +3,26 @@
     >>> [kind_of(key) for key in ("m.linear.lora_A.weight", "m.embed.lora_embedding_B", "m.projector.bias")]
     ['lora_A', 'lora_B', 'saved']
 
-| key ends in                       | kind   | tensor                                                                   |
-| --------------------------------- | ------ | ------------------------------------------------------------------------ |
-| lora_A.weight                     | lora_A | A of a linear layer [r, in] or a convolution [r, in, *kernel]            |
-| lora_embedding_A                  | lora_A | A of an embedding [r, words]                                             |
-| lora_B.weight                     | lora_B | B of a linear layer [out, r] or a convolution [out, r, 1, 1(, 1)]        |
-| lora_embedding_B                  | lora_B | B of an embedding [width, r]                                             |
-| anything else                     | saved  | a parameter of a module trained whole (`lora.modules_to_save`)           |
+A layer's weight is W0 + U D + s B R A: s = alpha / rank; R is the identity where there is no tensor of its kind, U D zero.
+
+| key ends in          | kind     | tensor                                                                       |
+| -------------------- | -------- | ---------------------------------------------------------------------------- |
+| lora_A.weight        | lora_A   | A of a linear layer [r, in] or a convolution [r, in, *kernel]                |
+| lora_embedding_A     | lora_A   | A of an embedding [r, words]                                                 |
+| lora_B.weight        | lora_B   | B of a linear layer [out, r] or a convolution [out, r, 1, 1(, 1)]            |
+| lora_embedding_B     | lora_B   | B of an embedding [width, r]                                                 |
+| lora_R.weight        | lora_R   | R between them [r, r], with `lora.core`                                      |
+| residual_up.weight   | residual | U [out, k]: with D, what the base's own weight has been moved by, s included |
+| residual_down.weight | residual | D [k, in] or [k, in, *kernel]                                                |
+| anything else        | saved    | a parameter of a module trained whole (`lora.modules_to_save`)               |
 """
 
 from __future__ import annotations
 
-LORA_A, LORA_B, SAVED = "lora_A", "lora_B", "saved"
-KINDS = (LORA_A, LORA_B, SAVED)
+LORA_A, LORA_B, LORA_R, RESIDUAL, SAVED = "lora_A", "lora_B", "lora_R", "residual", "saved"
+PLAIN = (LORA_A, LORA_B, SAVED)  # of ordinary LoRA
+TRAINED = (LORA_A, LORA_B, LORA_R, SAVED)  # what a site may be asked to train
+KINDS = (LORA_A, LORA_B, LORA_R, RESIDUAL, SAVED)
 
 
 def kind_of(key: str) -> str:
@@ -24,9 +31,13 @@ def kind_of(key: str) -> str:
         return LORA_A
     if key.endswith((".lora_B.weight", ".lora_embedding_B")):
         return LORA_B
+    if key.endswith(".lora_R.weight"):
+        return LORA_R
+    if key.endswith((".residual_up.weight", ".residual_down.weight")):
+        return RESIDUAL
     return SAVED
 
 
 def layer_of(key: str) -> str:
-    """Path of the adapted layer that a tensor of kind lora_A or lora_B belongs to."""
-    return key.rsplit(".lora_", 1)[0]
+    """Path of the adapted layer that a tensor belongs to, of any kind but saved."""
+    return key.rsplit(".residual_" if kind_of(key) == RESIDUAL else ".lora_", 1)[0]

@@ -9,7 +9,7 @@ from fedmed.config import load_experiment
 from fedmed.data.phantom import phantom_examples
 from fedmed.models.adapter import adapter_state, add_adapter
 from fedmed.models.base import load_base
-from fedmed.models.kinds import KINDS, kind_of
+from fedmed.models.kinds import PLAIN, kind_of
 
 KEYS = [
     "lora.parts=[language_model,vision_tower]",
@@ -24,7 +24,7 @@ KEYS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "travelling"), [("fedavg", KINDS), ("ffa_lora", ("lora_B", "saved"))])
+@pytest.mark.parametrize(("method", "travelling"), [("fedavg", PLAIN), ("ffa_lora", ("lora_B", "saved"))])
 def test_every_kind_travels_and_is_averaged(method: str, travelling: tuple[str, ...]) -> None:
     experiment = load_experiment("pneumonia", [*KEYS, f"federation.method={method}"])
     sites = {

@@ -24,7 +24,7 @@ from fedmed.models.adapter import (
     remove_adapter,
 )
 from fedmed.models.base import BaseModel
-from fedmed.models.kinds import KINDS
+from fedmed.models.kinds import PLAIN
 from fedmed.privacy.random import SecureRandom
 from fedmed.training.local_round import LocalTrainer
 
@@ -82,7 +82,7 @@ class Case:
         """
         expected, lot = self.expected(bound), min(1.0, bound)
         trainer = LocalTrainer(self.base, self.cohort, SecureRandom())
-        settings = plan(bound=bound, physical_batch=physical_batch, lot=lot, lora=self.spec, trainable=KINDS)
+        settings = plan(bound=bound, physical_batch=physical_batch, lot=lot, lora=self.spec, trainable=PLAIN)
         trained = trainer.train(replace(settings, **changes), self.state, 0)
         trainer.close()
         found = (flat(self.state) - flat(trained)) * lot

@@ -33,6 +33,7 @@ TASK = TrainTask(
     init_seed=0,
     frozen_sha256="",
     trainable=("lora_A", "lora_B"),
+    returned=("lora_A", "lora_B"),
     privacy=PrivacySpec("dp", 1.0, 0.1, 1.0, 4, 10, 1e-5),
     optimizer=OptimizerSpec("adamw", 1e-3, 0.9, 0.0, True),
     dtype="float32",
@@ -80,7 +81,7 @@ def test_a_flipped_payload_byte_is_noticed() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"protocol": 1}, "protocol 1.*speaks 2"),
+        ({"protocol": 1}, "protocol 1.*speaks 3"),
         ({"type": "pickle"}, "unknown message type"),
         ({"extra": 1}, "unknown keys.*extra"),
         ({"run": None}, "lacks the keys.*run"),

@@ -6,17 +6,11 @@ import math
 import pytest
 import torch
 
-from aggregator.aggregation import (
-    METHODS,
-    check_layout,
-    fold_mean,
-    get_method,
-    mean_products,
-    product_error,
-    products,
-    register,
-    select,
-)
+from aggregator.aggregation.mean import check_layout, fold_mean, select
+from aggregator.aggregation.reference import mean_products, product_error, products
+from aggregator.aggregation.run import Aggregation
+from aggregator.methods import METHODS, get_method
+from fedmed.config import load_experiment
 from fedmed.errors import FederationError
 
 WEIGHTS = (600.0, 17.0, 2300.0, 1.0)
@@ -34,22 +28,17 @@ def adapter(seed: int, *, frozen_seed: int | None = None, rank: int = 4) -> dict
 
 
 def aggregate(name: str, states: list[dict[str, torch.Tensor]], weights: tuple[float, ...]) -> dict[str, torch.Tensor]:
-    method = get_method(name)
-    mean = None
+    aggregation = Aggregation(load_experiment("demo", [f"federation.method={name}"]))
+    current = aggregation.begin(1, states[0], {}, [])
     for state, weight in zip(states, weights, strict=True):
-        mean = method.fold(mean, select(state, method.trainable), weight)
-    return method.finish(mean, states[0])
+        current.add(select(state, aggregation.method.returned(1)), weight, states[0])
+    return current.finish()[0]
 
 
 def test_table_lists_what_each_method_sends():
-    assert get_method("fedavg").trainable == get_method("fedavg").down == ("lora_A", "lora_B", "saved")
-    assert get_method("ffa_lora").trainable == get_method("ffa_lora").down == ("lora_B", "saved")
+    assert get_method("fedavg").returned(1) == get_method("fedavg").down == ("lora_A", "lora_B", "saved")
+    assert get_method("ffa_lora").returned(7) == get_method("ffa_lora").down == ("lora_B", "saved")
     assert all(name == method.name and method.paper for name, method in METHODS.items())
-
-
-def test_a_name_is_registered_once():
-    with pytest.raises(FederationError, match="registered twice"):
-        register(get_method("fedavg"))
 
 
 def test_unknown_method_is_named_with_the_known_ones():
@@ -102,7 +91,7 @@ def test_order_of_arrival_changes_rounding_only():
 
 def test_nothing_folded_in_leaves_the_model():
     state = adapter(0)
-    got = get_method("fedavg").finish(None, state)
+    got, _ = Aggregation(load_experiment("demo")).begin(1, state, {}, []).finish()
     assert all(torch.equal(got[key], state[key]) for key in state)
 
 

@@ -23,6 +23,7 @@ EVENTS: list[dict[str, Any]] = [
     {"kind": "zero_shot", "accuracy": 0.5},
     {"kind": "round_started", "round": 1, "rounds": 5, "sites": ["north", "harbour", "valley"]},
     {"kind": "reply", "round": 1, "site": "north", "epsilon": 1.25, "seconds": 3.5},
+    {"kind": "bounded", "round": 1, "site": "north", "norm": 9.0, "bound": 3.0},
     {"kind": "left_out", "round": 1, "site": "valley", "reason": "[bold]no reply[/bold] within 300 s"},
     {"kind": "round_committed", "round": 1, "accuracy": 0.75, "replies": 2, "skipped": False, "seconds": 5.0},
 ]

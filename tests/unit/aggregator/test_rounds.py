@@ -92,7 +92,9 @@ def test_changed_adapter_is_noticed(tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(FederationError, match=r"adapter of round 1 has SHA-256 [0-9a-f]{12}, expected [0-9a-f]{12}"):
+    with pytest.raises(
+        FederationError, match=r"adapter.safetensors of round 1 has SHA-256 [0-9a-f]{12}, expected [0-9a-f]{12}"
+    ):
         store.state(1)
 
 

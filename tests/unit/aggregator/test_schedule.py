@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from aggregator.aggregation import METHODS
+from aggregator.methods import METHODS
 from aggregator.tasks import learning_rate, make_task, plan_privacy
 from fedmed.config import load_experiment
 from fedmed.errors import ConfigError
@@ -44,7 +44,7 @@ def test_a_task_carries_its_rounds_rate() -> None:
     experiment = load_experiment("demo", ["training.schedule=cosine", "privacy.noise_multiplier=1.0"])
     privacy = plan_privacy(experiment)
     method = METHODS[experiment.federation.method]
-    sent = [make_task(experiment, method, privacy, number, "r", "b" * 64, {}).optimizer for number in (1, 2)]
+    sent = [make_task(experiment, method, privacy, number, "r", "b" * 64, {}, 8).optimizer for number in (1, 2)]
     assert [spec.learning_rate for spec in sent] == [learning_rate(experiment.training, number) for number in (1, 2)]
     assert sent[0].learning_rate > sent[1].learning_rate
 

@@ -25,7 +25,7 @@ from fedmed.models.adapter import (
     state_sha256,
 )
 from fedmed.models.base import BaseModel
-from fedmed.models.kinds import KINDS, kind_of
+from fedmed.models.kinds import PLAIN, kind_of
 from fedmed.models.merge import merge_adapter, save_merged
 
 LLAVA = ALL_KINDS["llava"]
@@ -83,7 +83,7 @@ def test_keys_kinds_and_first_values(tiny_base: BaseModel) -> None:
             inputs = 1 if "embedding_A" in key else value[0].numel()
             assert 0.9 < float(value.abs().max()) * inputs**0.5 <= 1.0
     assert torch.equal(state["lm_head.weight"], before[f"{EMBED}.weight"])
-    assert [len(adapter_parameters(model, (kind,))) for kind in KINDS] == [3, 3, 3]
+    assert [len(adapter_parameters(model, (kind,))) for kind in PLAIN] == [3, 3, 3]
     load_adapter_state(model, random_state(state))
     remove_adapter(model)
     assert state_sha256(adapter_state(add_adapter(tiny_base.model, LLAVA, seed=7))) == state_sha256(state)

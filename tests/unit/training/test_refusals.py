@@ -16,7 +16,7 @@ from fedmed.errors import PrivacyError
 from fedmed.messages import LoraSpec
 from fedmed.models.adapter import adapter_parameters, add_adapter
 from fedmed.models.base import BaseModel
-from fedmed.models.kinds import KINDS
+from fedmed.models.kinds import PLAIN
 from fedmed.privacy.random import SecureRandom
 from fedmed.training.local_round import LocalTrainer
 from fedmed.training.patient_gradients import PatientGradients
@@ -55,7 +55,7 @@ def test_a_layer_is_refused_by_name_before_training(
     for picture in pictures:
         picture.unlink()  # whoever reads a record fails in another way
     trainer = LocalTrainer(tiny_base, manifest, SecureRandom())
-    settings = plan(lora=LoraSpec(2, 4.0, PARTS, ("all-linear",), (saved,)), trainable=KINDS)
+    settings = plan(lora=LoraSpec(2, 4.0, PARTS, ("all-linear",), (saved,)), trainable=PLAIN)
     for attempt in (trainer.check, trainer.train):
         with pytest.raises(PrivacyError, match=words) as caught:
             attempt(settings, {}, 0)
@@ -74,7 +74,7 @@ def test_a_weight_that_serves_all_images_at_once_is_refused(tiny_base: BaseModel
     spec = LoraSpec(2, 4.0, ("vision_tower",), ("position_embedding",))
     trainer = LocalTrainer(tiny_base, mixed_cohort(tmp_path / "site"), SecureRandom())
     with pytest.raises(PrivacyError, match=r"model\.vision_tower\.embeddings\.position_embedding"):
-        trainer.train(plan(lora=spec, trainable=KINDS), {}, 0)
+        trainer.train(plan(lora=spec, trainable=PLAIN), {}, 0)
 
 
 def test_what_is_refused_leaves_the_model_as_it_was(tiny_base: BaseModel) -> None:

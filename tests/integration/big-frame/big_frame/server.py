@@ -34,6 +34,7 @@ def big_frame() -> tuple[bytes, str]:
         init_seed=0,
         frozen_sha256="",
         trainable=("lora_B",),
+        returned=("lora_B",),
         privacy=PrivacySpec("none", 0.0, 0.5, 1.0, 1, 1, 0.0),
         optimizer=OptimizerSpec("sgd", 0.1, 0.0, 0.0, False),
         dtype="float32",
