@@ -121,4 +121,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise AdmissionError(f"{path} cannot be read: {error.strerror}") from None
+        raise AdmissionError(f"{path} cannot be read: {error.strerror}", _NEW_KEY) from None

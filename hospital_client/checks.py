@@ -12,6 +12,9 @@
 | ledger          | it or its witness cannot be trusted, or nothing of the budget is left         |
 | consent         | it or its witness cannot be trusted                                           |
 | socket          | its path is too long, or it is not a socket                                   |
+| connection      | the SuperLink would not let the site in: certificate, clock, key (reach.py)   |
+
+A connection's own folder is looked at alone: it belongs to another user, who may not see the site's.
 """
 
 from __future__ import annotations
@@ -27,22 +30,28 @@ from fedmed.errors import BudgetExhausted, ConfigError, FedMedError, ModelError
 from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
 from fedmed.wire.channel import check_socket_path
 from hospital_client.budget import present_entries
+from hospital_client.connection import SETTINGS, connection_folder, load_connection
 from hospital_client.consent import read_consent, withdrawn
 from hospital_client.policy import check_cohort
+from hospital_client.reach import reach
 from hospital_client.settings import SiteFolder, load_site
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at: `text` says how it is; `error` is None when all is well."""
+    """One thing looked at: `text` says how it is; `error` is None when all is well, `warnings` are of what will come."""
 
     thing: str
     text: str
     error: FedMedError | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def check_site(root: Path) -> Iterator[Finding]:
     """Looks at everything a daemon needs, without starting one; goes on after a fault where it can."""
+    if (root / SETTINGS).exists():
+        yield _connection(root)
+        return
     try:
         folder = load_site(root)
     except ConfigError as error:
@@ -54,6 +63,20 @@ def check_site(root: Path) -> Iterator[Finding]:
             yield Finding(thing, look(folder))
         except FedMedError as error:
             yield Finding(thing, "", error)
+    yield _connection(root)
+
+
+def _connection(root: Path) -> Finding:
+    folder = connection_folder(root)
+    if not folder.exists():
+        return Finding("connection", "has joined no consortium yet (`fedmed-site join KIT DIR`)")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return Finding("connection", f"{folder} belongs to another user; as that one: `fedmed-site check {folder}`")
+    try:
+        found = reach(load_connection(root))
+    except FedMedError as error:
+        return Finding("connection", "", error)
+    return Finding("connection", found.text, warnings=found.warnings)
 
 
 def _folder(folder: SiteFolder) -> str:

@@ -6,6 +6,7 @@
     fedmed-site start north        serves until SIGTERM or Ctrl-C
     fedmed-site status north       what the daemon is doing
     fedmed-site budget north       spent, reserved and left, per cohort and per run
+    fedmed-site keygen north       a node key for the consortium; fedmed-site join KIT north puts its kit into place
     fedmed-site consent withdraw north --from ids.txt      those patients are left out from the next draw on
     fedmed-site plan north --experiment pneumonia      what that run would cost the patients, and whether it fits
 
@@ -38,12 +39,14 @@ from fedmed.plan_cli import (
     SampleRate,
     SolveFor,
 )
-from hospital_client import consent_cli
+from hospital_client import connection_cli, consent_cli
 from hospital_client.consent_cli import AsJson, Folder
 
 # Everything else is imported inside the commands: --help must be quick, and torch is for `start` alone.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A hospital's site.")
 app.add_typer(consent_cli.app, name="consent")
+app.command()(connection_cli.keygen)
+app.command()(connection_cli.join)
 
 
 def main() -> None:
@@ -90,13 +93,15 @@ def init(
 
 @app.command()
 def check(directory: Folder) -> None:
-    """Look at policy, files, manifest, base models, ledger and consent without starting anything."""
+    """Look at policy, files, manifest, base models, ledger, consent and connection without starting anything."""
     from hospital_client.checks import check_site
 
     faults: list[FedMedError] = []
     for finding in check_site(directory):
         if finding.error is None:
             typer.echo(f"ok    {finding.thing}: {finding.text}")
+            for line in finding.warnings:
+                typer.echo(f"WARN  {finding.thing}: {line}", err=True)
         else:
             typer.echo(f"FAULT {finding.thing}")
             print_error(finding.error)
