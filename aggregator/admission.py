@@ -1,6 +1,6 @@
 """Admission: the register's keys become the SuperLink's nodes, and the server app learns which node is which site.
 
-    register.jsonl --apply--> Flower's nodes --> nodes.json {node id: site} --> the server app's roster
+    register.jsonl --apply--> Flower's nodes --> nodes.json {node id: site} --> the server app's roster (admitted.py)
 
 Flower's Control API names the public key of every node, and the Fleet API holds each call of a node to that key. So the chain
 node id -> key -> site name is closed: no site can speak for another, whatever its answers say.
@@ -11,13 +11,11 @@ node id -> key -> site name is closed: no site can speak for another, whatever i
 | a node whose key is not valid any more       | unregistered: its next call is refused, its open tasks are lost to it |
 | a site's newer key was seen                  | the older one is replaced in the register, then unregistered          |
 | the SuperLink was restarted                  | all of it again; node ids are new, names are not                      |
-| the server app of a SuperLink without this   | `admitted_sites` is None: names are taken as they come (loopback)     |
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +26,12 @@ from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, Unregi
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.control import ControlHttpClient
 
-from aggregator.provision import Consortium, certificate_warnings, load
+from aggregator.admitted import NODES
+from aggregator.provision import Consortium
 from aggregator.register import Entry
-from fedmed.errors import FederationError, FedMedError
+from fedmed.errors import FederationError
 from fedmed.node_keys import public_pem
 
-NODES = "nodes.json"
-# How the SuperLink's own settings reach the server app, whoever submits the run: environment, from parent to child.
-FOLDER_KEY, EXPOSED_KEY = "FEDMED_CONSORTIUM", "FEDMED_EXPOSED"
 _GONE = "unregistered"
 
 
@@ -117,62 +113,6 @@ def apply(consortium: Consortium, nodes: Nodes) -> Changes:
     return Changes(
         tuple(sorted({valid[key] for key in missing})), tuple(sorted({node.name or "a stranger" for node in ended}))
     )
-
-
-def admitted_sites() -> dict[int, str] | None:
-    """node id -> site, as the SuperLink that started this server app admits them; None without node keys.
-
-    Raises:
-        FederationError: the SuperLink has node keys and its list cannot be read: nobody is taken in.
-    """
-    if not (folder := os.environ.get(FOLDER_KEY)):
-        return None
-    path = Path(folder) / NODES
-    try:
-        return {int(node): str(site) for node, site in json.loads(path.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
-        return {}  # the SuperLink has just been started
-    except (OSError, ValueError, AttributeError) as error:
-        raise FederationError(f"{path} cannot be read: {type(error).__name__}", "restart `fedmed superlink`") from None
-
-
-def require_own_name(node: int, site: str) -> None:
-    """Raises FederationError when the node's key was admitted for another site, or not at all. Silent without node keys."""
-    sites = admitted_sites()
-    if sites is not None and sites.get(node) != site:
-        whose = f"the key of site {sites[node]}" if node in sites else "no admitted key"
-        raise FederationError(
-            f"calls itself {site[:80]!r} with {whose}", "`fedmed provision status` lists who may join"
-        )
-
-
-def why_absent(site: str) -> str:
-    """What the register says about a site that is not there; empty when it may join, or without node keys."""
-    if not (folder := os.environ.get(FOLDER_KEY)):
-        return ""
-    try:
-        entries = [entry for entry in load(Path(folder)).register.entries() if entry.site == site]
-    except FedMedError:
-        return ""
-    if not entries:
-        return "no key was admitted for it"
-    last = entries[-1]
-    return f"revoked on {last.ended[:10]}" if last.state == "revoked" else ""
-
-
-def standing_warnings() -> list[str]:
-    """What the consortium is to be told every round: a certificate near its end, traffic that anybody can read."""
-    lines = []
-    if exposed := os.environ.get(EXPOSED_KEY):
-        lines.append(
-            f"INSECURE: anybody on the way can read and change what goes to and from {exposed}, and anybody may join"
-        )
-    if folder := os.environ.get(FOLDER_KEY):
-        try:
-            lines += certificate_warnings(load(Path(folder)))
-        except FedMedError as error:
-            lines.append(error.message)
-    return lines
 
 
 def _note_replaced(consortium: Consortium, known: dict[bytes, NodeInfo]) -> None:

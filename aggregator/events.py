@@ -13,6 +13,7 @@
 | reply           | round, site, epsilon, seconds              | a site's result was folded in         |
 | bounded         | round, site, norm, bound                   | a site's update was scaled down       |
 | left_out        | round, site, reason                        | a site takes no part in this round    |
+| warning         | round, message                             | once a round: what a person must mend |
 | round_committed | round, accuracy, replies, skipped, seconds | the round is on disk                  |
 | finished        | ------------------------------------------ | rounds and merged model are on disk   |
 | failed          | message, hint                              | the run ended early                   |
@@ -35,6 +36,7 @@ KINDS = frozenset(
         "reply",
         "bounded",
         "left_out",
+        "warning",
         "round_committed",
         "finished",
         "failed",

@@ -136,6 +136,8 @@ class LiveView:
         """Show one event."""
         self.progress.handle(event)
         if self._live is not None:
+            if event.get("kind") == "warning":  # stays readable above what is redrawn
+                self._console.print(Text(plain_line(event), style="bold red"), soft_wrap=True)
             self._live.refresh()
         elif line := plain_line(event):
             elapsed = f"[{time.monotonic() - self._started:6.1f} s] "
@@ -186,6 +188,8 @@ def plain_line(event: Mapping[str, Any]) -> str:
         return f"round {event['round']}: the update of {event['site']} was {event['norm']:.3g} long, taken as {event['bound']:.3g}"
     if kind == "left_out":
         return f"round {event['round']}: {event['site']} left out: {event['reason']}"
+    if kind == "warning":
+        return f"round {event['round']}: WARNING: {event['message']}"
     if kind == "round_committed":
         outcome = "skipped, the model stays" if event["skipped"] else "committed"
         return (

@@ -5,6 +5,7 @@
 | what happens                                     | what becomes of the node                |
 | ------------------------------------------------ | --------------------------------------- |
 | a name that the experiment does not list         | left out for good, named in an event    |
+| a name that its node key was not admitted for    | left out, named; asked again later      |
 | a second node with the name of a connected one   | left out, asked again later             |
 | the same, the connected one owes an answer       | takes its place: the site was restarted |
 | refused, `retry` (the daemon is not up yet)      | asked again later                       |
@@ -17,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from aggregator.admitted import require_own_name, why_absent
 from aggregator.events import EventLog
 from aggregator.exchange import Exchange, Reply
 from fedmed.config import Experiment
@@ -68,9 +70,11 @@ class Roster:
         return self._connected()
 
     def missing(self) -> list[str]:
-        """Expected sites that have never joined."""
+        """Expected sites that have never joined, each with what the register says against it."""
         joined = {info.site for info in self.sites.values()}
-        return [site for site in self._expected if site not in joined]
+        return [
+            f"{site} ({why})" if (why := why_absent(site)) else site for site in self._expected if site not in joined
+        ]
 
     def _connected(self) -> dict[int, str]:
         return {node: self.sites[node].site for node in self._exchange.nodes() if node in self.sites}
@@ -122,6 +126,7 @@ class Roster:
         if info.site not in self._expected:
             self._ask_at[reply.node] = float("inf")
             raise FederationError(f"calls itself {info.site[:80]!r}, which is not one of partition.sites")
+        require_own_name(reply.node, info.site)
         self._replace(reply.node, info)
         self._events.emit("joined", site=info.site, num_patients=info.num_patients)
 

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from aggregator.admitted import standing_warnings, why_absent
 from aggregator.aggregation.mean import select
 from aggregator.aggregation.run import Aggregation, RoundAggregate, Taken
 from aggregator.events import EventLog
@@ -155,6 +156,8 @@ class Federation:
             nodes = self.roster.wait_for_quorum(self._experiment.federation.deadline_s)
         rounds = self._experiment.training.rounds
         self._events.emit("round_started", round=number, rounds=rounds, sites=sorted(nodes.values()))
+        for message in standing_warnings():
+            self._events.emit("warning", round=number, message=message)
         if len(nodes) >= quorum:
             self._exchange_once(current, nodes)
         self._note_absent(current, nodes)
@@ -218,7 +221,8 @@ class Federation:
     def _note_absent(self, current: _Round, nodes: dict[int, str]) -> None:
         for site in self._experiment.partition.sites:
             if site not in nodes.values():
-                self._leave_out(current, site, "not connected, or still busy with an earlier round")
+                reason = why_absent(site) or "not connected, or still busy with an earlier round"
+                self._leave_out(current, site, reason)
 
     def _leave_out(self, current: _Round, site: str, reason: str) -> None:
         current.left_out[site] = reason

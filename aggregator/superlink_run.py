@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator import admission, provision
+from aggregator import admission, admitted, provision
 from aggregator.launcher import LOOPBACK, Superlink, Tls, is_loopback, start_superlink
 from aggregator.processes import ProcessGroup
 from fedmed.errors import FedMedError
@@ -57,7 +57,7 @@ def run_superlink(root: Path, listen: Listen, say: Callable[[str], object]) -> N
     tls = Tls(consortium.ca, consortium.certificate, consortium.key) if consortium else None
     fleet_port = listen.fleet_port or (consortium.settings.fleet_port if consortium else provision.FLEET_PORT)
     _tell_the_server_app(consortium, f"{listen.host}:{fleet_port}")
-    for line in admission.standing_warnings():
+    for line in admitted.standing_warnings():
         say(f"warning: {line}")
     with ProcessGroup(root / "logs") as group:
         superlink = start_superlink(
@@ -80,13 +80,13 @@ def run_superlink(root: Path, listen: Listen, say: Callable[[str], object]) -> N
 
 def _tell_the_server_app(consortium: provision.Consortium | None, fleet: str) -> None:
     """By environment: the SuperLink starts the server app, which must know whom it can believe."""
-    for key in (admission.FOLDER_KEY, admission.EXPOSED_KEY):
+    for key in (admitted.FOLDER_KEY, admitted.EXPOSED_KEY):
         os.environ.pop(key, None)
     if consortium is not None:
-        (consortium.root / admission.NODES).unlink(missing_ok=True)
-        os.environ[admission.FOLDER_KEY] = str(consortium.root.resolve())
+        (consortium.root / admitted.NODES).unlink(missing_ok=True)
+        os.environ[admitted.FOLDER_KEY] = str(consortium.root.resolve())
     elif not is_loopback(fleet):
-        os.environ[admission.EXPOSED_KEY] = fleet
+        os.environ[admitted.EXPOSED_KEY] = fleet
 
 
 class _Gate:
@@ -114,7 +114,7 @@ class _Gate:
                     self._say_once(f"warning: nobody is admitted or removed at present: {error.message}")
             if time.monotonic() - warned > WARN_S:
                 warned = time.monotonic()
-                for line in admission.standing_warnings():
+                for line in admitted.standing_warnings():
                     self._say(f"warning: {line}")
             time.sleep(LOOK_S)
 

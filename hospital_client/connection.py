@@ -35,7 +35,6 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fedmed.config import parse_file
 from fedmed.errors import AdmissionError, ConfigError
 from fedmed.kit import KEY, PUBLIC, ROOT, Kit, address_problems
 from fedmed.node_keys import (
@@ -48,6 +47,7 @@ from fedmed.node_keys import (
     read_public,
     write_secret,
 )
+from fedmed.typed import parse_file
 from hospital_client.files import write_atomic
 from hospital_client.settings import load_site
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from flwr.proto.node_pb2 import NodeInfo
 
-from aggregator import admission, provision
+from aggregator import admission, admitted, provision
 from fedmed.errors import AdmissionError, FederationError
 from fedmed.node_keys import new_private_key, public_line, public_pem
 
@@ -36,7 +36,7 @@ class FakeNodes:
 @pytest.fixture
 def consortium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> provision.Consortium:
     made = provision.init(tmp_path / "c", ["aggregator.example.org"])
-    monkeypatch.setenv(admission.FOLDER_KEY, str(made.root))
+    monkeypatch.setenv(admitted.FOLDER_KEY, str(made.root))
     return made
 
 
@@ -55,12 +55,12 @@ def test_nodes_follow_the_register(consortium: provision.Consortium) -> None:
     assert admission.apply(consortium, nodes) == admission.Changes((), ())
     south = add(consortium, "south")
     assert admission.apply(consortium, nodes).admitted == ("south",)
-    sites = admission.admitted_sites()
+    sites = admitted.admitted_sites()
     assert sites == {node.node_id: node.name for node in nodes.listed()}
     provision.revoke(consortium, "north", "")
     assert admission.apply(consortium, nodes).ended == ("north",)
     assert [node.public_key for node in nodes.listed() if node.status == "unregistered"] == [north]
-    assert list((admission.admitted_sites() or {}).values()) == ["south"]
+    assert list((admitted.admitted_sites() or {}).values()) == ["south"]
     assert south != north
 
 
@@ -71,7 +71,7 @@ def test_a_restarted_superlink_gets_them_all_again(consortium: provision.Consort
     again.nodes[7] = NodeInfo(node_id=7, public_key=b"a stranger's", status="registered")
     changes = admission.apply(consortium, again)
     assert (changes.admitted, changes.ended) == (("north",), ("a stranger",))
-    assert list((admission.admitted_sites() or {}).values()) == ["north"]
+    assert list((admitted.admitted_sites() or {}).values()) == ["north"]
 
 
 def test_the_old_key_works_until_the_new_one_was_seen(consortium: provision.Consortium) -> None:
@@ -81,12 +81,12 @@ def test_the_old_key_works_until_the_new_one_was_seen(consortium: provision.Cons
     nodes.activate(old)
     new = add(consortium, "north")
     admission.apply(consortium, nodes)
-    assert list((admission.admitted_sites() or {}).values()) == ["north", "north"]
+    assert list((admitted.admitted_sites() or {}).values()) == ["north", "north"]
     nodes.activate(new)
     admission.apply(consortium, nodes)
     assert [entry.state for entry in consortium.register.entries()] == ["replaced", "valid"]
     assert {node.public_key for node in nodes.listed() if node.status == "online"} == {new}
-    assert list((admission.admitted_sites() or {}).values()) == ["north"]
+    assert list((admitted.admitted_sites() or {}).values()) == ["north"]
 
 
 def test_a_node_may_only_say_its_own_name(consortium: provision.Consortium) -> None:
@@ -95,56 +95,56 @@ def test_a_node_may_only_say_its_own_name(consortium: provision.Consortium) -> N
     add(consortium, "south")
     admission.apply(consortium, nodes)
     by_name = {node.name: node.node_id for node in nodes.listed()}
-    admission.require_own_name(by_name["north"], "north")
+    admitted.require_own_name(by_name["north"], "north")
     with pytest.raises(FederationError, match="calls itself 'south' with the key of site north"):
-        admission.require_own_name(by_name["north"], "south")
+        admitted.require_own_name(by_name["north"], "south")
     with pytest.raises(FederationError, match="with no admitted key"):
-        admission.require_own_name(1, "north")
-    (consortium.root / admission.NODES).write_text("[]")
+        admitted.require_own_name(1, "north")
+    (consortium.root / admitted.NODES).write_text("[]")
     with pytest.raises(FederationError, match="cannot be read"):
-        admission.require_own_name(by_name["north"], "north")
+        admitted.require_own_name(by_name["north"], "north")
 
 
 def test_on_loopback_without_keys_names_are_taken_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(admission.FOLDER_KEY, raising=False)
-    monkeypatch.delenv(admission.EXPOSED_KEY, raising=False)
-    assert admission.admitted_sites() is None
-    admission.require_own_name(1, "anybody")
-    assert admission.standing_warnings() == []
-    assert admission.why_absent("north") == ""
+    monkeypatch.delenv(admitted.FOLDER_KEY, raising=False)
+    monkeypatch.delenv(admitted.EXPOSED_KEY, raising=False)
+    assert admitted.admitted_sites() is None
+    admitted.require_own_name(1, "anybody")
+    assert admitted.standing_warnings() == []
+    assert admitted.why_absent("north") == ""
 
 
 def test_before_the_first_list_nobody_is_admitted(consortium: provision.Consortium) -> None:
-    assert admission.admitted_sites() == {}
+    assert admitted.admitted_sites() == {}
     with pytest.raises(FederationError, match="no admitted key"):
-        admission.require_own_name(1, "north")
+        admitted.require_own_name(1, "north")
 
 
 def test_who_is_not_there_is_said_why(consortium: provision.Consortium) -> None:
     add(consortium, "north")
     add(consortium, "south")
     provision.revoke(consortium, "south", "left")
-    assert admission.why_absent("north") == ""
-    assert admission.why_absent("south").startswith("revoked on 20")
-    assert admission.why_absent("east") == "no key was admitted for it"
+    assert admitted.why_absent("north") == ""
+    assert admitted.why_absent("south").startswith("revoked on 20")
+    assert admitted.why_absent("east") == "no key was admitted for it"
 
 
 def test_what_is_said_every_round(consortium: provision.Consortium, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert admission.standing_warnings() == []
-    monkeypatch.setenv(admission.EXPOSED_KEY, "10.0.0.1:9092")
-    (line,) = admission.standing_warnings()
+    assert admitted.standing_warnings() == []
+    monkeypatch.setenv(admitted.EXPOSED_KEY, "10.0.0.1:9092")
+    (line,) = admitted.standing_warnings()
     assert line.startswith("INSECURE") and "10.0.0.1:9092" in line
     consortium.certificate.unlink()
-    assert len(admission.standing_warnings()) == 2
+    assert len(admitted.standing_warnings()) == 2
 
 
 def test_a_register_that_cannot_be_trusted_changes_nothing(consortium: provision.Consortium) -> None:
     nodes = FakeNodes()
     add(consortium, "north")
     admission.apply(consortium, nodes)
-    before = json.loads((consortium.root / admission.NODES).read_text())
+    before = json.loads((consortium.root / admitted.NODES).read_text())
     consortium.register.path.write_text("{}\n")
     with pytest.raises(AdmissionError, match="nobody is admitted"):
         admission.apply(consortium, nodes)
-    assert json.loads((consortium.root / admission.NODES).read_text()) == before
+    assert json.loads((consortium.root / admitted.NODES).read_text()) == before
     assert [node.status for node in nodes.listed()] == ["registered"]
