@@ -7,6 +7,7 @@
 | a renewed certificate, Fleet API      | gRPC asks for the certificate before each handshake (dynamic_ssl_server_credentials) |
 | a renewed certificate, Control API    | uvicorn's SSL context is loaded again, looked at every RELOAD_S                      |
 | fedmed.Greeting (fedmed/wire)         | one more handler on the Fleet API's port                                             |
+| no token on a command line            | its executor is started as aggregator.superexec_main                                |
 
 Open connections stay as they are, so a renewal ends no call and loses no round. Two files that do not belong together, as in the
 moment between writing one and the other, are left alone until they do.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +35,7 @@ from fedmed.wire import greeting
 RELOAD_S = 2.0
 _CERTIFICATE, _KEY = "--ssl-certfile", "--ssl-keyfile"
 _SUPERLINK = "flwr.superlink.cli.flower_superlink"
-_ADD = "add_FleetServicer_to_server"
+_ADD, _EXECUTOR = "add_FleetServicer_to_server", "_get_superexec_command"
 
 
 def install(arguments: Sequence[str]) -> None:
@@ -46,6 +48,7 @@ def install(arguments: Sequence[str]) -> None:
         FederationError: Flower has no place to add to, which means another release.
     """
     _add_greeting()
+    _start_our_executor()
     given = dict(itertools.pairwise(arguments))
     if _CERTIFICATE in given and _KEY in given:
         _reload_fleet(Pair(Path(given[_CERTIFICATE]), Path(given[_KEY])))
@@ -74,11 +77,26 @@ class Pair:
         return pair
 
 
-def _add_greeting() -> None:
+def _flower(name: str) -> tuple[Any, Callable[..., Any]]:
+    """The SuperLink's module, and what it calls `name`. Raises FederationError when there is no such thing."""
     superlink = importlib.import_module(_SUPERLINK)
-    if not hasattr(superlink, _ADD):
-        raise FederationError(f"{_SUPERLINK} has no {_ADD}, expected Flower 1.39", "install the pinned flwr release")
-    add: Callable[[Any, grpc.Server], None] = getattr(superlink, _ADD)
+    if not hasattr(superlink, name):
+        raise FederationError(f"{_SUPERLINK} has no {name}, expected Flower 1.39", "install the pinned flwr release")
+    return superlink, getattr(superlink, name)
+
+
+def _start_our_executor() -> None:
+    superlink, command = _flower(_EXECUTOR)
+
+    def ours(*args: Any, **options: Any) -> list[str]:
+        _, *arguments = command(*args, **options)
+        return [sys.executable, "-m", "aggregator.superexec_main", *arguments]
+
+    setattr(superlink, _EXECUTOR, ours)
+
+
+def _add_greeting() -> None:
+    superlink, add = _flower(_ADD)
 
     def add_both(servicer: Any, server: grpc.Server) -> None:
         add(servicer, server)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,6 +29,9 @@ from fedmed.messages import LoraSpec
 from fedmed.privacy.events import least_cap
 from fedmed.typed import choice, number, parse, read_yaml, texts
 
+ADDRESS_ALONE = (
+    "holds a name or password, expected MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+)
 # In a checkout the files are looked up beside the package; in an installation they are shipped inside it.
 CONFIG_DIR = next(
     (
@@ -253,7 +257,18 @@ def _cross_check(experiment: Experiment) -> list[str]:
         problems.append("privacy.delta=0.0: expected > 0 with privacy.mode=dp")
     if privacy.mode == "none" and (asked := privacy.metrics_noise_multiplier):
         problems.append(f"privacy.metrics_noise_multiplier={asked:g}: expected 0 with privacy.mode=none")
+    if has_secret(experiment.registry.uri):
+        problems.append(f"registry.uri: {ADDRESS_ALONE}")
     return problems + _check_cap(privacy)
+
+
+def has_secret(uri: str) -> bool:
+    """Whether an address holds a name or password: it would stand in files, in MLflow and in the list of processes."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return "@" in uri
+    return parts.username is not None or parts.password is not None
 
 
 def _check_cap(privacy: Privacy) -> list[str]:

@@ -16,6 +16,8 @@ from aggregator.registry.base import CHALLENGER, CHAMPION, Metric, Registry, Run
 from aggregator.registry.history import Change, promote, read_history, rollback
 from aggregator.registry.memory import MemoryRegistry
 from aggregator.registry.mlflow_store import MlflowRegistry
+from fedmed.config import ADDRESS_ALONE, has_secret
+from fedmed.errors import RegistryError
 
 __all__ = [
     "CHALLENGER",
@@ -36,5 +38,11 @@ __all__ = [
 
 
 def open_registry(uri: str, runs_dir: Path) -> MlflowRegistry:
-    """The store at an MLflow tracking URI; "" is sqlite in `runs_dir/mlflow`. Touches nothing until it is used."""
+    """The store at an MLflow tracking URI; "" is sqlite in `runs_dir/mlflow`. Touches nothing until it is used.
+
+    Raises:
+        RegistryError: the URI holds a password.
+    """
+    if has_secret(uri):
+        raise RegistryError(f"the tracking URI {ADDRESS_ALONE}", "give the address alone")
     return MlflowRegistry(uri or f"sqlite:///{runs_dir.resolve() / 'mlflow' / 'mlflow.db'}")

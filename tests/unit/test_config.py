@@ -72,6 +72,14 @@ def test_a_cap_needs_the_size_of_the_largest_site_and_room_for_the_average_draw(
     load_experiment("demo", ["privacy.sample_rate=0.1", "privacy.max_patients=31", "privacy.site_patients=301"])
 
 
+def test_a_password_is_no_part_of_an_experiment() -> None:
+    for uri in ("http://user:hunter2@mlflow.example.org", "postgresql://hunter2@db/mlflow", "http://[hunter2@x"):
+        (problem,) = problems_of(f"registry.uri={uri}")
+        assert problem.startswith("registry.uri") and "MLFLOW_TRACKING_PASSWORD" in problem
+        assert "hunter2" not in problem
+    load_experiment("demo", ["registry.uri=https://mlflow.example.org:5000/a@b"])
+
+
 def test_hash_follows_the_content_alone() -> None:
     one, same, other = load_experiment("demo"), load_experiment("demo"), load_experiment("demo", ["seed=1"])
     assert one.sha256 == same.sha256 != other.sha256

@@ -19,6 +19,7 @@ from aggregator.registry import (
     MlflowRegistry,
     Registry,
     RunInfo,
+    open_registry,
     parse_reference,
     promote,
     read_history,
@@ -209,6 +210,12 @@ def test_a_store_that_is_down_is_an_error_within_seconds() -> None:
         MlflowRegistry(f"http://user:secret@127.0.0.1:{free_port()}").versions("fedmed")
     assert time.monotonic() - started < 20
     assert "secret" not in error.value.message and "replay" in error.value.hint
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="MLFLOW_TRACKING_PASSWORD") as error:
+        open_registry("http://user:hunter2@mlflow.example.org", tmp_path)
+    assert "hunter2" not in error.value.message + error.value.hint
 
 
 def test_a_store_that_hangs_is_an_error_within_seconds(silent_server: str) -> None:
