@@ -17,6 +17,7 @@ from fedmed.config import CONFIG_DIR
 from fedmed.errors import ConfigError, FedMedError
 from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
 from fedmed.typed import parse_file
+from hospital_client.files import sync_folder, write_atomic
 from hospital_client.journal import create_journal
 from hospital_client.policy import Policy
 from hospital_client.settings import KEY_BYTES, SiteFolder, SiteSettings, load_site, local_place
@@ -100,7 +101,7 @@ def _allow_own_base_models(root: Path) -> None:
     path = root / "policy.yaml"
     text = path.read_text(encoding="utf-8")
     hashes = own_base_models(root)
-    path.write_text(text.replace("base_models: []", f"base_models: [{', '.join(hashes)}]", 1), encoding="utf-8")
+    write_atomic(path, text.replace("base_models: []", f"base_models: [{', '.join(hashes)}]", 1).encode())
 
 
 def own_base_models(root: Path) -> list[str]:
@@ -119,6 +120,10 @@ def own_base_models(root: Path) -> list[str]:
 
 
 def _write(path: Path, data: bytes) -> Path:
+    """A new file, on disk for good: a site whose key a power cut took could never verify its ledger again."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
     return path

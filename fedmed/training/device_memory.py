@@ -40,6 +40,8 @@ T = TypeVar("T")
 MOST = 256
 # The backward pass needs room beside what the forward pass keeps, and other processes have their own plans.
 SHARE = 0.4
+# How torch's CPU allocator says it, on Windows and elsewhere; it has no error class of its own.
+_NO_MEMORY = ("not enough memory", "can't allocate memory")
 
 
 @dataclass
@@ -81,7 +83,7 @@ class PhysicalBatch:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or in the CPU's allocator."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     )
 
 

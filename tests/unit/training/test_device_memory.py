@@ -18,7 +18,7 @@ from fedmed.models.base import BaseModel
 from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom
 from fedmed.training import patient_gradients, steps
-from fedmed.training.device_memory import MOST, PhysicalBatch, free_bytes, kept_bytes
+from fedmed.training.device_memory import MOST, PhysicalBatch, free_bytes, is_out_of_memory, kept_bytes
 from fedmed.training.local_round import LocalTrainer
 
 
@@ -71,6 +71,12 @@ def test_a_single_record_that_does_not_fit_is_refused(
     device_of(0)
     with pytest.raises(ModelError, match="single record"):
         LocalTrainer(tiny_base, cohort, SecureRandom()).train(plan(physical_batch=4), {}, 0)
+
+
+def test_this_machines_allocator_is_understood() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 46)
+    assert is_out_of_memory(error.value)
 
 
 def test_other_errors_are_not_taken_for_memory(tiny_base: BaseModel, cohort: Manifest) -> None:
