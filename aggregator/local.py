@@ -1,6 +1,6 @@
 """A whole federation on this machine: what `fedmed run` starts when nobody else has.
 
-    fedmed-site init (one folder a hospital) -> site daemons -> SuperLink -> SuperNodes -> control address
+    fedmed-site init (one folder a hospital) -> site daemons -> SuperLink -> connectors -> control address
 
 Each hospital is its own trusted daemon with its own folder, manifest, policy, ledger and audit; the processes talk over
 loopback gRPC and unix sockets exactly as they would between machines. The consortium's code starts the hospital's
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator.launcher import start_superlink, start_supernode
+from aggregator.launcher import flower_env, start_superlink
 from aggregator.processes import Managed, ProcessGroup
 from fedmed.config import Experiment
 from fedmed.errors import FederationError
@@ -63,7 +63,7 @@ class LocalFederation:
 def start_local_federation(
     experiment: Experiment, folder: Path, sockets: Path, processes: ProcessGroup
 ) -> LocalFederation:
-    """Start daemons, SuperLink and SuperNodes for the sites under `folder/sites`; does not wait for the daemons.
+    """Start daemons, SuperLink and connectors for the sites under `folder/sites`; does not wait for the daemons.
 
     Args:
         sockets: a short folder for the unix sockets, whose paths are limited to about 100 bytes.
@@ -85,7 +85,14 @@ def start_local_federation(
     }
     superlink = start_superlink(processes, folder / "flower")
     for site in names:
-        start_supernode(processes, site, superlink.fleet, _socket(sockets, site), folder / "flower")
+        command = [
+            *_site_command("connect"),
+            str(folder / "sites" / site),
+            "--superlink",
+            superlink.fleet,
+            "--insecure",
+        ]
+        processes.start(f"connect-{site}", command, flower_env(folder / "flower" / site), essential=False)
     return LocalFederation(superlink.control, daemons, processes)
 
 

@@ -56,7 +56,7 @@ class Roster:
             raise FederationError(
                 f"{len(self.sites)} sites joined within {self._federation.join_timeout_s:g} s, expected at least "
                 f"{self._federation.quorum}; missing: {', '.join(self.missing())}",
-                "start the missing sites' daemons and SuperNodes, or raise federation.join_timeout_s",
+                "start the missing sites' daemons and connectors, or raise federation.join_timeout_s",
             )
 
     def ready(self) -> dict[int, str]:

@@ -50,7 +50,7 @@ def run_experiment(experiment: Experiment, runs_dir: Path, console: Console, *, 
     if not superlink:
         sites = ", ".join(experiment.partition.sites)
         console.print(
-            f"starting a SuperLink, and a SuperNode and a site daemon for each of {sites}",
+            f"starting a SuperLink, and a site daemon and a connector for each of {sites}",
             highlight=False,
             soft_wrap=True,
         )

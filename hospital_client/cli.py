@@ -7,6 +7,7 @@
     fedmed-site status north       what the daemon is doing
     fedmed-site budget north       spent, reserved and left, per cohort and per run
     fedmed-site keygen north       a node key for the consortium; fedmed-site join KIT north puts its kit into place
+    fedmed-site connect north      the site in its federation, until SIGTERM or Ctrl-C
     fedmed-site consent withdraw north --from ids.txt      those patients are left out from the next draw on
     fedmed-site plan north --experiment pneumonia      what that run would cost the patients, and whether it fits
 
@@ -39,7 +40,7 @@ from fedmed.plan_cli import (
     SampleRate,
     SolveFor,
 )
-from hospital_client import connection_cli, consent_cli
+from hospital_client import connect_cli, connection_cli, consent_cli
 from hospital_client.consent_cli import AsJson, Folder
 
 # Everything else is imported inside the commands: --help must be quick, and torch is for `start` alone.
@@ -47,6 +48,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(consent_cli.app, name="consent")
 app.command()(connection_cli.keygen)
 app.command()(connection_cli.join)
+app.command()(connect_cli.connect)
 
 
 def main() -> None:

@@ -55,6 +55,7 @@ LIGHT = [
     "fedmed.wire.record",
     "hospital_client.cli",
     "hospital_client.app",
+    "hospital_client.connect",
     "aggregator.cli",
     # Everything about data but the collator, which makes tensors; new importers are held too.
     *(
