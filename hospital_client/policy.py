@@ -119,6 +119,8 @@ def _model_breaches(policy: Policy, task: TrainTask) -> list[str]:
         breaches.append(f"lora.alpha={task.lora.alpha:g}, expected > 0")
     if not task.trainable or not set(task.trainable) <= set(TRAINED):
         breaches.append(f"trainable={list(task.trainable)!r:.80}, expected some of {', '.join(TRAINED)}")
+    if not task.returned or not set(task.returned) <= set(task.trainable):
+        breaches.append(f"returned={list(task.returned)!r:.80}, expected some of trainable")
     return breaches
 
 
@@ -132,6 +134,8 @@ def _size_breaches(policy: Policy, task: TrainTask) -> list[str]:
         breaches.append(f"dtype={task.dtype!r:.40}, precision={task.precision!r:.40}, expected {' or '.join(DTYPES)}")
     if task.optimizer.name not in OPTIMIZERS:
         breaches.append(f"optimizer.name={task.optimizer.name!r:.40}, expected {' or '.join(OPTIMIZERS)}")
+    if not task.optimizer.proximal_mu >= 0:
+        breaches.append(f"optimizer.proximal_mu={task.optimizer.proximal_mu:g}, expected >= 0")
     if task.privacy.clipping not in CLIPPINGS:
         breaches.append(f"privacy.clipping={task.privacy.clipping!r:.40}, expected {' or '.join(CLIPPINGS)}")
     return breaches

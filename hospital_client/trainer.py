@@ -21,6 +21,7 @@ from fedmed.errors import ModelError, PrivacyError
 from fedmed.messages import TrainTask, sha256_hex
 from fedmed.models.adapter import State, decode_state, encode_state
 from fedmed.models.base import load_base
+from fedmed.models.kinds import kind_of
 from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom
 from fedmed.training.local_round import LocalTrainer
 from fedmed.training.steps import RoundPlan
@@ -63,6 +64,7 @@ class SiteTrainer:
             lot_size=lot_size,
             run=task.run,
             frozen_sha256=task.frozen_sha256,
+            personal=tuple(kind for kind in task.trainable if kind not in task.returned),
         )
         state = self._check_adapter(plan, payload, task.init_seed)
         local, random = self._local, self._random_of(task)
@@ -70,7 +72,8 @@ class SiteTrainer:
         def train_round(should_stop: ShouldStop) -> Trained:
             counts = local.count(plan, state, task.init_seed, should_stop, random)
             trained = local.train(plan, state, task.init_seed, should_stop, random)
-            return Trained(encode_state(trained, task.dtype), counts)
+            returned = {key: value for key, value in trained.items() if kind_of(key) in task.returned}
+            return Trained(encode_state(returned, task.dtype), counts)
 
         return train_round
 

@@ -18,13 +18,16 @@
 | noise_multiplier 0   | clipping without noise: no guarantee, epsilon is infinity                              |
 | consent withdrawn    | the patient is left out after the draw, from the next step on; the draw of the others, |
 |                      | the lot size and the accounting do not change                                          |
+| moments              | kept through a run, of each set of trained kinds apart (RoLoRA trains A and B in turn) |
 | stopped or failed    | nothing leaves; the moments are forgotten; the steps stay spent                        |
+| proximal_mu          | FedProx: mu (w - w0) on top of the noisy gradient; no further cost                     |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
@@ -33,7 +36,7 @@ from torch import Tensor, nn
 from fedmed.data.collate import Collator
 from fedmed.data.manifest import Manifest
 from fedmed.errors import ModelError
-from fedmed.messages import LoraSpec
+from fedmed.messages import LoraSpec, OptimizerSpec
 from fedmed.models.adapter import (
     State,
     adapter_parameters,
@@ -45,6 +48,7 @@ from fedmed.models.adapter import (
     state_sha256,
 )
 from fedmed.models.base import BaseModel
+from fedmed.models.kinds import kind_of
 from fedmed.privacy.counts import NoisyCounts
 from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import RandomSource
@@ -85,13 +89,13 @@ class LocalTrainer:
         positions = getattr(base.model.config.get_text_config(), "max_position_embeddings", 2048)
         self._examples = EncodedExamples(manifest, Collator(base.processor, positions))
         self._adapted: tuple[LoraSpec, PeftModel] | None = None
-        self._optimizer: tuple[tuple[object, ...], torch.optim.Optimizer] | None = None
+        self._optimizers: dict[_Moments, torch.optim.Optimizer] = {}
 
     def check(self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int) -> list[str]:
         """All that `train` can refuse before it reads a record; a site asks this before it reserves privacy.
 
         Returns:
-            Keys of the adapter tensors that `state` lacks and that are drawn from `init_seed`.
+            Keys of the adapter tensors that `state` lacks and that are drawn from `init_seed`, personal ones aside.
 
         Raises:
             ModelError: as `train`.
@@ -100,7 +104,7 @@ class LocalTrainer:
         model, parameters = self._trained(plan, state, init_seed)
         if plan.privacy.mode == "dp":
             PatientGradients(model, parameters, plan.precision).close()
-        return [key for key in adapter_parameters(model) if key not in state]
+        return [key for key in adapter_parameters(model) if key not in state and kind_of(key) not in plan.personal]
 
     def train(
         self,
@@ -113,7 +117,8 @@ class LocalTrainer:
         """The tensors `plan.trainable` after one round that starts from `state`.
 
         Args:
-            state: the global adapter; what it lacks is drawn from `init_seed`.
+            state: the global adapter, and the site's personal tensors where it has some; what is lacking is drawn from
+                `init_seed`.
             should_stop: asked before every physical batch.
             random: draws and noise of this round alone, instead of the trainer's source.
 
@@ -170,7 +175,8 @@ class LocalTrainer:
         """Takes the adapter off the base model again."""
         if self._adapted is not None:
             remove_adapter(self._adapted[1])
-        self._adapted, self._optimizer = None, None
+        self._adapted = None
+        self._optimizers.clear()
 
     def _trained(
         self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int
@@ -191,7 +197,8 @@ class LocalTrainer:
         reset_adapter(model, init_seed)
         load_adapter_state(model, state)
         if plan.frozen_sha256:
-            frozen = {key: value for key, value in adapter_state(model).items() if key not in state}
+            drawn = {key: value for key, value in adapter_state(model).items() if key not in state}
+            frozen = {key: value for key, value in drawn.items() if kind_of(key) not in plan.personal}
             if (found := state_sha256(frozen)) != plan.frozen_sha256:
                 raise ModelError(
                     f"adapter tensors drawn here from init_seed have sha256 {found[:12]}, expected "
@@ -201,20 +208,29 @@ class LocalTrainer:
         return model
 
     def _take_optimizer(self, plan: RoundPlan, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-        """The run's optimizer with its moments, or a new one. Taken out: a round that fails leaves none behind."""
-        kept, self._optimizer = self._optimizer, None
-        if kept and kept[0] == _optimizer_key(plan, parameters):
-            begin_round(kept[1], plan.optimizer, plan.noise_std)
-            return kept[1]
-        return make_optimizer(plan.optimizer, parameters.values(), plan.noise_std)
+        """The run's optimizer of these tensors with its moments, or a new one. Taken out: a round that fails leaves none."""
+        key = _moments(plan, parameters)
+        self._optimizers = {own: kept for own, kept in self._optimizers.items() if own.run == key.run}
+        if (optimizer := self._optimizers.pop(key, None)) is None:
+            return make_optimizer(plan.optimizer, parameters.values(), plan.noise_std)
+        begin_round(optimizer, plan.optimizer, plan.noise_std)
+        return optimizer
 
     def _keep_optimizer(
         self, plan: RoundPlan, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> None:
         if plan.optimizer.keep_state:
-            self._optimizer = (_optimizer_key(plan, parameters), optimizer)
+            self._optimizers[_moments(plan, parameters)] = optimizer
 
 
-def _optimizer_key(plan: RoundPlan, parameters: Mapping[str, nn.Parameter]) -> tuple[object, ...]:
+class _Moments(NamedTuple):
     """What moments belong to. Not the learning rate, which a schedule changes every round."""
-    return (plan.run, replace(plan.optimizer, learning_rate=0.0), plan.lora, tuple(parameters))
+
+    run: str
+    optimizer: OptimizerSpec
+    lora: LoraSpec
+    tensors: tuple[str, ...]
+
+
+def _moments(plan: RoundPlan, parameters: Mapping[str, nn.Parameter]) -> _Moments:
+    return _Moments(plan.run, replace(plan.optimizer, learning_rate=0.0), plan.lora, tuple(parameters))

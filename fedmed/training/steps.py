@@ -1,6 +1,7 @@
 """The steps of one round. In: drawn patients' records; out: the adapter, moved. What a step guarantees: see LocalTrainer.
 
-draw patients -> draw records -> physical batches -> gradient per patient -> clip, sum -> noise -> / lot -> optimizer
+draw patients -> draw records -> physical batches -> gradient per patient -> clip, sum -> noise -> / lot
+-> + mu (w - w0), with FedProx -> optimizer
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class RoundPlan:
 
     Attributes:
         lora, privacy, optimizer: as the task says; the site's policy has allowed them.
-        trainable: kinds of the adapter tensors to train and return, such as ("lora_A", "lora_B").
+        trainable: kinds of the adapter tensors to train, such as ("lora_A", "lora_B").
+        personal: those of them that are the site's own: they come from its last round or, in the first, from the seed.
         precision: float32, or bfloat16: autocast of the frozen model.
         physical_batch: records in one forward pass, 0 chooses by memory; changes time and memory alone.
         lot_size: expected patients a step: sample_rate * RELEASED number of patients.
@@ -50,6 +52,7 @@ class RoundPlan:
     lot_size: float
     run: str = ""
     frozen_sha256: str = ""
+    personal: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -95,13 +98,14 @@ class Steps:
         self.model.eval()
         set_checkpointing(self.model.get_base_model(), self.plan.gradient_checkpointing)
         engine = PatientGradients(self.model, self.parameters, self.plan.precision, self.proven) if private else None
+        start = [parameter.detach().clone() for parameter in self.parameters.values()]
         try:
             for step in range(self.plan.privacy.steps):
                 drawn = self._draw()
                 if drawn and not self.batch.size:
                     self._choose_batch(drawn[0][0])
                 gradients = self._private_gradient(engine, drawn) if engine else self._mean_gradient(drawn)
-                self._apply(gradients, check=step == 0)
+                self._apply(self._pull(gradients, start), check=step == 0)
         finally:
             if engine:
                 engine.close()
@@ -155,6 +159,17 @@ class Steps:
                 losses = example_losses(self.model, batch, self.plan.precision)
                 backward((losses * chunk.weight.to(self._device)).sum() / len(drawn))
         return [_gradient(parameter) for parameter in self.parameters.values()]
+
+    def _pull(self, gradients: list[Tensor], start: list[Tensor]) -> list[Tensor]:
+        """FedProx (Li et al., arXiv 1812.06127): the gradient of mu / 2 |w - w0|^2 on top, w0 being the round's start.
+
+        After the noise: the pull is a function of noisy sums and of what came in, so it needs neither clipping nor noise.
+        """
+        mu = self.plan.optimizer.proximal_mu
+        if not mu:
+            return gradients
+        pulled = zip(gradients, self.parameters.values(), start, strict=False)  # [] when nobody was drawn
+        return [gradient + mu * (own.detach() - first) for gradient, own, first in pulled]
 
     def _apply(self, gradients: list[Tensor], *, check: bool) -> None:
         """One optimizer step. `check`: that every tensor with a gradient moved, so that what is trained is what is sent."""

@@ -10,7 +10,8 @@ import pytest
 from fedmed.data.manifest import Manifest, read_pseudonyms
 from fedmed.errors import LedgerError
 from fedmed.messages import LoraSpec
-from fedmed.models.adapter import State, adapter_state, add_adapter, encode_state
+from fedmed.models.adapter import State, adapter_state, add_adapter, decode_state, encode_state, state_sha256
+from fedmed.models.kinds import kind_of
 from hospital_client.consent import WITHDRAW, record
 from hospital_client.fakes import example_task
 from hospital_client.setup import create_site
@@ -54,6 +55,13 @@ def test_a_test_seed_repeats_a_round_bit_for_bit_and_nothing_else_does(north: Ho
     assert north.train(seed=0) == north.train(seed=0) != seeded
     assert north.train(seed=-1) != north.train(seed=-1)
     assert north.train(seed=7) == seeded  # the secure rounds between did not move it
+
+
+def test_only_what_is_asked_for_leaves(north: Hospital) -> None:
+    whole = decode_state(north.train(seed=3))
+    half = decode_state(north.train(seed=3, returned=("lora_A",)))
+    assert set(half) == {key for key in whole if kind_of(key) == "lora_A"} < set(whole)
+    assert state_sha256(half) == state_sha256({key: whole[key] for key in half})  # noise and clipping are of the whole
 
 
 def test_rounds_and_sites_of_one_seed_differ(tmp_path: Path, north: Hospital, phantom_manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_training import EVERYWHERE, flat, mixed_cohort, plan, record
+from helpers_training import BOTH, EVERYWHERE, flat, mixed_cohort, plan, random_state, record
 from scipy import stats
 
 from fedmed.data.manifest import Manifest, write_manifest
@@ -98,6 +98,48 @@ def test_moments_are_kept_within_a_run_and_dropped_between(trainer: LocalTrainer
     assert after_other_run() == dropped
 
 
+def test_a_method_that_alternates_keeps_the_moments_of_each_half(trainer: LocalTrainer) -> None:
+    """Rounds of B, A, B: the second of B goes on with B's moments, which a round of A neither uses nor drops."""
+    halves = {kind: plan("none", optimizer=ADAM, lora=SMALL, trainable=(kind,)) for kind in ("lora_B", "lora_A")}
+    start = trainer.train(plan(steps=0, lora=SMALL), {}, 0)
+    first = start | trainer.train(halves["lora_B"], start, 0)
+    trainer.train(halves["lora_A"], first, 0)
+    alternated = state_sha256(trainer.train(halves["lora_B"], first, 0))
+    trainer.close()
+    trainer.train(halves["lora_B"], start, 0)
+    assert state_sha256(trainer.train(halves["lora_B"], first, 0)) == alternated
+    trainer.close()
+    assert state_sha256(trainer.train(halves["lora_B"], first, 0)) != alternated
+
+
+def test_moments_of_an_earlier_run_are_let_go(trainer: LocalTrainer) -> None:
+    for run in ("a", "b", "c"):
+        for kind in BOTH:
+            trainer.train(plan("none", optimizer=ADAM, lora=SMALL, trainable=(kind,), run=run), {}, 0)
+    assert len(trainer._optimizers) == len(BOTH)
+
+
+def test_fedprox_is_the_gradient_of_the_penalised_loss(trainer: LocalTrainer) -> None:
+    """Two steps of SGD at rate 1: the first starts where the pull is 0, the second is pulled back by mu (w1 - w0)."""
+    mu = 0.25
+    settings = plan("none", lora=SMALL, steps=2)
+    pulled = replace(settings, optimizer=replace(settings.optimizer, proximal_mu=mu))
+    start = random_state(trainer.train(plan(steps=0, lora=SMALL), {}, 0))
+    one = flat(trainer.train(replace(settings, privacy=replace(settings.privacy, steps=1)), start, 0))
+    free, found = flat(trainer.train(settings, start, 0)), flat(trainer.train(pulled, start, 0))
+    expected = free - mu * (one - flat(start))
+    assert float((found - expected).norm()) < 1e-5 * float((expected - flat(start)).norm())
+
+
+def test_a_strong_pull_keeps_a_noisy_adapter_where_it_came_in(trainer: LocalTrainer) -> None:
+    sgd = OptimizerSpec("sgd", 0.01, 0.0, 0.0, True)
+    settings = plan(noise=1.0, rate=0.0, steps=30, lora=SMALL, optimizer=sgd)
+    start = flat(trainer.train(plan(steps=0, lora=SMALL), {}, 0))
+    free = float((flat(trainer.train(settings, {}, 0)) - start).norm())
+    pulled = replace(settings, optimizer=replace(sgd, proximal_mu=100.0))  # each step undoes the one before
+    assert float((flat(trainer.train(pulled, {}, 0)) - start).norm()) < 0.4 * free  # one step's noise, not that of 30
+
+
 @pytest.mark.parametrize("name", ["adamw", "adam_bc", "sgd"])
 def test_a_schedule_changes_the_rate_and_keeps_the_moments(trainer: LocalTrainer, name: str) -> None:
     """Two rounds at two rates are two steps of one optimizer whose rate was changed between them."""
@@ -132,6 +174,20 @@ def test_frozen_tensors_follow_from_the_seed_and_are_checked(tiny_base: BaseMode
     assert set(trainer.train(settings, travelling, 9)) == set(travelling)
     with pytest.raises(ModelError, match="init_seed"):
         trainer.train(settings, travelling, 10)
+
+
+def test_personal_tensors_are_the_sites_own_and_not_checked_against_the_seed(trainer: LocalTrainer) -> None:
+    """As FedSA-LoRA: A comes in, B is the site's. A first round starts at the seed's B, a later one where the site was."""
+    settings = replace(plan(lora=SMALL), personal=("lora_B",), frozen_sha256=state_sha256({}))
+    start = trainer.train(plan(steps=0, lora=SMALL), {}, 0)
+    incoming = {key: value for key, value in start.items() if key.endswith("lora_A.weight")}
+    assert trainer.check(settings, incoming, 0) == []
+    first = trainer.train(settings, incoming, 0)
+    assert state_sha256(first) == state_sha256(trainer.train(plan(lora=SMALL), start, 0))
+    own = {key: value for key, value in first.items() if key.endswith("lora_B.weight")}
+    later = trainer.train(settings, incoming | own, 0)
+    assert state_sha256(later) == state_sha256(trainer.train(plan(lora=SMALL), start | own, 0))
+    assert state_sha256(later) != state_sha256(first)
 
 
 def test_another_adapter_shape_replaces_the_first(trainer: LocalTrainer) -> None:
