@@ -86,10 +86,11 @@ class ControlNodes:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What one `apply` did: names of sites."""
+    """What one `apply` did, as names of sites. `renewing`: of those with a newer key that was not seen yet."""
 
     admitted: tuple[str, ...]
     ended: tuple[str, ...]
+    renewing: tuple[str, ...] = ()
 
 
 def apply(consortium: Consortium, nodes: Nodes) -> Changes:
@@ -101,7 +102,8 @@ def apply(consortium: Consortium, nodes: Nodes) -> Changes:
     """
     known = {bytes(node.public_key): node for node in nodes.listed()}
     _note_replaced(consortium, known)
-    valid = {public_pem(entry.public): entry.site for entry in consortium.register.valid()}
+    entries = consortium.register.valid()
+    valid = {public_pem(entry.public): entry.site for entry in entries}
     missing = [key for key in valid if key not in known]
     ended = [node for key, node in known.items() if key not in valid and node.status != _GONE]
     for node in ended:
@@ -110,8 +112,11 @@ def apply(consortium: Consortium, nodes: Nodes) -> Changes:
         nodes.register(key, valid[key])
     now = {bytes(node.public_key): node for node in nodes.listed() if node.status != _GONE}
     _write_nodes(consortium.root, {str(node.node_id): valid[key] for key, node in now.items() if key in valid})
+    names = [entry.site for entry in entries]
     return Changes(
-        tuple(sorted({valid[key] for key in missing})), tuple(sorted({node.name or "a stranger" for node in ended}))
+        admitted=tuple(sorted({valid[key] for key in missing})),
+        ended=tuple(sorted({node.name or "a stranger" for node in ended})),
+        renewing=tuple(sorted({name for name in names if names.count(name) > 1})),
     )
 
 

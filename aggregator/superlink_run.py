@@ -26,8 +26,8 @@ from aggregator.processes import ProcessGroup
 from fedmed.errors import FedMedError
 
 LOOK_S = 0.5
-# Besides changes of the register: a site's newer key that has been seen, a node that somebody took out by hand.
-APPLY_S = 30.0
+# Besides changes of the register: a node that somebody took out by hand, and, often, whether a site's newer key was seen.
+APPLY_S, RENEWING_S = 30.0, 2.0
 WARN_S = 24 * 3600.0
 
 
@@ -97,6 +97,7 @@ class _Gate:
         self._nodes = admission.ControlNodes(superlink.control, consortium.ca.read_bytes())
         self._seen: tuple[int, int] | None = None
         self._said = ""
+        self._pause_s = APPLY_S
         self._apply()
 
     def keep(self, group: ProcessGroup) -> None:
@@ -104,7 +105,7 @@ class _Gate:
         applied = warned = time.monotonic()
         while True:
             group.check()
-            if self._stamp() != self._seen or time.monotonic() - applied > APPLY_S:
+            if self._stamp() != self._seen or time.monotonic() - applied > self._pause_s:
                 applied = time.monotonic()
                 try:
                     self._apply()
@@ -121,6 +122,7 @@ class _Gate:
     def _apply(self) -> None:
         self._seen = self._stamp()  # before: a change while it works is looked at again
         changes = admission.apply(self._consortium, self._nodes)
+        self._pause_s = RENEWING_S if changes.renewing else APPLY_S
         for site in changes.admitted:
             self._say(f"site {site} may join")
         for site in changes.ended:

@@ -80,10 +80,10 @@ def test_the_old_key_works_until_the_new_one_was_seen(consortium: provision.Cons
     admission.apply(consortium, nodes)
     nodes.activate(old)
     new = add(consortium, "north")
-    admission.apply(consortium, nodes)
+    assert admission.apply(consortium, nodes).renewing == ("north",)
     assert list((admitted.admitted_sites() or {}).values()) == ["north", "north"]
     nodes.activate(new)
-    admission.apply(consortium, nodes)
+    assert admission.apply(consortium, nodes).renewing == ()
     assert [entry.state for entry in consortium.register.entries()] == ["replaced", "valid"]
     assert {node.public_key for node in nodes.listed() if node.status == "online"} == {new}
     assert list((admitted.admitted_sites() or {}).values()) == ["north"]
