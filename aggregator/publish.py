@@ -33,12 +33,10 @@ from aggregator.report import build_report, registry_entry, write_html, write_js
 from aggregator.story import run_info
 from fedmed.config import Experiment, parse_experiment
 from fedmed.errors import FederationError, ModelError, RegistryError
-from fedmed.models.kinds import SAVED, kind_of, layer_of
 
 if TYPE_CHECKING:
     import torch
 
-    from fedmed.messages import LoraSpec
     from fedmed.models.base import BaseModel
 
 METRIC = "final_accuracy"
@@ -200,7 +198,7 @@ def _write_weights(
     """merged/ and adapter/ below `folder`; returns what the manifest says about the processor."""
     from fedmed.messages import sha256_hex
     from fedmed.models.base import load_base
-    from fedmed.models.merge import merge_adapter, save_merged
+    from fedmed.models.merge import merge_adapter, save_merged, save_peft_adapter
 
     base = base or load_base(experiment.base_model.name, expected_sha256=base_sha256)
     if base.sha256 != base_sha256:
@@ -210,29 +208,6 @@ def _write_weights(
     save_peft_adapter(folder / "adapter", spec, state, base.name)
     template: Any = base.processor
     return {"chat_template_sha256": sha256_hex(str(template.chat_template).encode())}
-
-
-def save_peft_adapter(folder: Path, spec: LoraSpec, state: Mapping[str, torch.Tensor], base_name: str) -> None:
-    """The adapter as PEFT saves it, so that `PeftModel.from_pretrained(base, folder)` reads it."""
-    from peft.utils.constants import DUMMY_TARGET_MODULES
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    modules = sorted({layer_of(key) for key in state if kind_of(key) != SAVED})
-    config = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": base_name,
-        "r": spec.rank,
-        "lora_alpha": spec.alpha,
-        "target_modules": modules or DUMMY_TARGET_MODULES,
-        "modules_to_save": list(spec.modules_to_save) or None,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {f"base_model.model.{key}": value.contiguous() for key, value in sorted(state.items())}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _number(text: str | None) -> float | None:

@@ -17,6 +17,7 @@ path of a parameter that is trained whole: no prefix of PEFT's.
 | all-linear                                   | LoRA on every nn.Linear of the parts; never on lm_head             |
 | a name of Conv2d, Conv3d or Embedding layers | LoRA on them, where `_adaptable` can be merged exactly             |
 | modules_to_save                              | these modules trained whole, from the base's weights; no LoRA inside |
+| core                                         | R between B and A of every linear layer: see fedmed.models.core    |
 | an embedding tied to lm_head                 | adapted alone: lm_head keeps the base's weight, merging unties them |
 """
 
@@ -43,7 +44,9 @@ from transformers import PreTrainedModel
 from fedmed.errors import ModelError, WireError
 from fedmed.messages import LoraSpec
 from fedmed.models.base import DTYPES
-from fedmed.models.kinds import LORA_A, LORA_B, SAVED, kind_of
+from fedmed.models.core import add_core, law_of_up
+from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, RESIDUAL, SAVED, kind_of
+from fedmed.models.residual import check_residuals, move_bases, put_back
 
 State = dict[str, torch.Tensor]
 _PEFT_PREFIX = "base_model.model."
@@ -71,7 +74,8 @@ def find_targets(model: nn.Module, spec: LoraSpec) -> list[str]:
     """Sorted paths of the layers that `spec` puts LoRA on; [] when all of the parts is trained whole.
 
     Raises:
-        ModelError: the model lacks a part, or a target matches no layer of the parts that LoRA can be put on.
+        ModelError: the model lacks a part, a target matches no layer of the parts that LoRA can be put on, or
+            `spec.core` and a layer is not linear.
     """
     layers = {name: module for name, module in model.named_modules() if _adaptable(module)}
     parts = {part_of(name) for name, module in layers.items() if type(module) is nn.Linear}
@@ -89,7 +93,13 @@ def find_targets(model: nn.Module, spec: LoraSpec) -> list[str]:
                 f"lora.targets: {target!r} matches no linear, convolution or embedding layer of {list(spec.parts)}",
                 f"try {endings}" if endings else "these parts are in lora.modules_to_save: take targets all-linear",
             )
-    return [name for name in inside if any(_ends_with(name, target) for target in spec.targets)]
+    found = [name for name in inside if any(_ends_with(name, target) for target in spec.targets)]
+    if spec.core and (other := next((name for name in found if type(layers[name]) is not nn.Linear), None)):
+        raise ModelError(
+            f"lora.core: {other} is a {type(layers[other]).__name__}, expected linear layers",
+            "leave it out of lora.targets, or take a method without a core",
+        )
+    return found
 
 
 def find_saved(model: nn.Module, spec: LoraSpec) -> list[str]:
@@ -138,6 +148,8 @@ def add_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
         adapted = cast(PeftModel, get_peft_model(model, config))
     for wrapper in _saved_wrappers(adapted):
         wrapper.modules_to_save.float()
+    if spec.core:
+        add_core(adapted)
     reset_adapter(adapted, seed)
     return adapted
 
@@ -149,28 +161,38 @@ def remove_adapter(model: nn.Module) -> nn.Module:
         if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
             parent, _, name = path.rpartition(".")
             base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
+            put_back(base)
             setattr(plain.get_submodule(parent), name, base)
     plain.__dict__.pop("peft_config", None)
     return plain
 
 
 def reset_adapter(model: PeftModel, seed: int) -> None:
-    """A anew from `seed`, B zero, saved modules as the base has them: the same at every site.
+    """A anew from `seed`, B zero, saved modules as the base has them: the same at every site. With a core, R is zero and
+    B is drawn too.
 
     A is Kaiming uniform with a = sqrt(5), as PEFT draws it for linear layers: on the CPU, in sorted key order. An
-    embedding's input is one word of many, so its A is drawn as for one input.
+    embedding's input is one word of many, so its A is drawn as for one input. B with a core: fedmed.models.core.
     """
     generator = torch.Generator().manual_seed(seed)
+    parameters = adapter_parameters(model, (LORA_A, LORA_B, LORA_R))
+    core = any(kind_of(key) == LORA_R for key in parameters)
     with torch.no_grad():
-        for key, parameter in adapter_parameters(model, (LORA_A, LORA_B)).items():
-            if kind_of(key) == LORA_B:
+        for key, parameter in parameters.items():
+            if (law := _first_law(key, parameter, core)) is None:
                 parameter.zero_()
             else:
-                inputs = parameter[0].numel() if key.endswith(".weight") else 1
                 drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
-                parameter.copy_((2 * drawn - 1) / math.sqrt(inputs))
+                parameter.copy_((2 * drawn - 1) / law)
         for wrapper in _saved_wrappers(model):
             wrapper.modules_to_save["default"].load_state_dict(wrapper.original_module.state_dict())
+
+
+def _first_law(key: str, parameter: Tensor, core: bool) -> float | None:
+    """x, where a tensor is drawn uniformly from -1/x to 1/x; None where it starts at zero."""
+    if kind_of(key) == LORA_A:
+        return math.sqrt(parameter[0].numel() if key.endswith(".weight") else 1)
+    return law_of_up(parameter.shape[1]) if core and kind_of(key) == LORA_B else None
 
 
 def adapter_parameters(model: nn.Module, kinds: Sequence[str] = ()) -> dict[str, nn.Parameter]:
@@ -194,16 +216,26 @@ def adapter_state(model: nn.Module, kinds: Sequence[str] = ()) -> State:
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Writes `state`, which may be a part of the adapter, into the model. All of it is checked before any is written.
 
+    Residuals in it move the base's weights; a layer for which it has none gets its own weight back (fedmed.models.residual).
+
     Raises:
         ModelError: a key the adapter lacks, another shape, or a value that is not finite; names the tensor.
     """
     parameters = adapter_parameters(model)
-    if unknown := sorted(set(state) - set(parameters)):
+    written = {key: value for key, value in state.items() if kind_of(key) != RESIDUAL}
+    if unknown := sorted(set(written) - set(parameters)):
         raise ModelError(f"adapter tensor {unknown[0]} ({len(unknown)} such) is not in this model's adapter")
-    check_state(state, {key: parameters[key] for key in state})
+    check_state(written, {key: parameters[key] for key in written})
+    bases = {
+        stable_key(name): module.get_base_layer()
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+    check_residuals(bases, state)
     with torch.no_grad():
-        for key, value in state.items():
+        for key, value in written.items():
             parameters[key].copy_(value)
+    move_bases(bases, state)
 
 
 def check_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:

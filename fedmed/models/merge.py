@@ -1,13 +1,14 @@
-"""From base and adapter to one plain model, ready to serve: W = W0 + alpha / rank * B A. Nothing of PEFT is left.
+"""From base and adapter to one plain model, ready to serve: W = W0 + U D + s B R A. Nothing of PEFT is left.
 A module that was trained whole takes its trained weights.
 
-    >>> merged = merge_adapter(base, spec, state)              # base: BaseModel, state: every A and B of the adapter
+    >>> merged = merge_adapter(base, spec, state)              # base: BaseModel, state: every tensor of the adapter
     >>> save_merged(merged, base.processor, Path("merged"))    # safetensors, configuration, processor
 
 | case                               | result                                                                     |
 | ---------------------------------- | -------------------------------------------------------------------------- |
 | base carries an adapter            | left as it is; the copy is made of the layers beneath                      |
 | A without its B, or a wrong shape  | ModelError naming the tensor                                               |
+| no R, no U D                       | R is the identity, U D zero (fedmed.models.kinds)                          |
 | a saved module's tensor is missing | ModelError naming it                                                       |
 | embedding and lm_head share weight | the one that the adapter changes gets its own; the configuration says so   |
 | rank of a tensor is not the spec's | ModelError                                                                 |
@@ -17,11 +18,14 @@ A module that was trained whole takes its trained weights.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
 
 import torch
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -30,6 +34,8 @@ from fedmed.messages import LoraSpec
 from fedmed.models.adapter import find_saved, remove_adapter
 from fedmed.models.base import BaseModel
 from fedmed.models.kinds import SAVED, kind_of, layer_of
+from fedmed.models.layer_update import LayerUpdate, as_plain_lora, pair_keys
+from fedmed.models.residual import as_matrix
 
 
 def merge_adapter(base: BaseModel, spec: LoraSpec, state: Mapping[str, Tensor]) -> PreTrainedModel:
@@ -60,27 +66,47 @@ def save_merged(model: PreTrainedModel, processor: ProcessorMixin, folder: Path)
     processor.save_pretrained(folder)
 
 
+def save_peft_adapter(folder: Path, spec: LoraSpec, state: Mapping[str, Tensor], base_name: str) -> None:
+    """The adapter as PEFT saves it, so that `PeftModel.from_pretrained(base, folder)` reads it.
+
+    PEFT knows neither R nor residuals: B' is B R, and U and D are stacked onto B and A, so that a layer with a residual of
+    rank k is of rank r + k. The change of the weights is the same.
+
+    Raises:
+        ModelError: a tensor is missing.
+    """
+    layers = sorted({layer_of(key) for key in state if kind_of(key) != SAVED})
+    tensors = {key: value for key, value in state.items() if kind_of(key) == SAVED}
+    ranks = {}
+    for path in layers:
+        down, up = as_plain_lora(path, spec, state)
+        tensors |= dict(zip(pair_keys(path, state), (down, up), strict=True))
+        if down.shape[0] != spec.rank:
+            ranks[path] = down.shape[0]
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base_name,
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "rank_pattern": ranks,
+        "alpha_pattern": {path: spec.alpha / spec.rank * rank for path, rank in ranks.items()},
+        "target_modules": layers or DUMMY_TARGET_MODULES,
+        "modules_to_save": list(spec.modules_to_save) or None,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    prefixed = {f"base_model.model.{key}": value.contiguous() for key, value in sorted(tensors.items())}
+    save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
 def _add_update(module: nn.Module, path: str, spec: LoraSpec, state: Mapping[str, Tensor]) -> None:
-    embedding = isinstance(module, nn.Embedding)
-    own = cast(Tensor, module.weight)
-    weight = own.T if embedding else own  # [out, in] or [out, in, *kernel]; an embedding's is [words, width]
-    first, second = _pair(path, embedding, state)
-    expected = [spec.rank, *weight.shape[1:]], [weight.shape[0], spec.rank, *[1] * (weight.dim() - 2)]
-    if (list(first.shape), list(second.shape)) != expected:
-        raise ModelError(f"adapter of {path} has shapes {list(first.shape)} and {list(second.shape)}, {expected=}")
-    first, second = (tensor.to(weight.device, torch.float32).flatten(1) for tensor in (first, second))
-    update = (spec.alpha / spec.rank) * (second @ first)
+    weight = as_matrix(module)
+    update = LayerUpdate.of(path, spec, state, weight).matrix()
     with torch.no_grad():
         weight.copy_(weight.float() + update.view(weight.shape))
-
-
-def _pair(path: str, embedding: bool, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    endings = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
-    keys = [f"{path}.{ending}" for ending in endings]
-    for key in keys:
-        if key not in state:
-            raise ModelError(f"adapter tensor {key} is missing", "merge the whole adapter, A and B")
-    return state[keys[0]], state[keys[1]]
 
 
 def _check_saved(model: nn.Module, spec: LoraSpec, found: Collection[str]) -> None:

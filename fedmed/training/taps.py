@@ -10,6 +10,7 @@ patients is never computed (Goodfellow, arXiv 1510.01799; for LoRA the outer pro
 | layer                         | per-patient gradient                                                          |
 | ----------------------------- | ----------------------------------------------------------------------------- |
 | LoRA on a linear layer        | A: (s B^T g)^T x [r, i]; B: s g^T (A x) [o, r]; forward and backward fused    |
+| LoRA with a core R [r, r]     | A: (s R^T B^T g)^T x; R: (s B^T g)^T (A x); B: s g^T (R A x)                  |
 | linear                        | g^T x [o, i]; bias: sum of g                                                  |
 | convolution (1-d, 2-d, 3-d)   | g^T unfold(x); no groups, zero padding                                        |
 | embedding                     | g added to the rows of the tokens                                             |
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedmed.errors import PrivacyError
+from fedmed.models.core import core_of
 from fedmed.training.gradient_matrix import Layer, Matrix
 from fedmed.training.ownership import HINT
 
@@ -52,28 +54,38 @@ class _Tap(torch.autograd.Function):
 
 
 class _LoraProduct(torch.autograd.Function):
-    """y + s B A x, added in place to the base layer's fresh output y [..., o]; x [..., i]."""
+    """y + s B R A x, added in place to the base layer's fresh output y [..., o]; x [..., i]. Without a core R is 1."""
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, received: Tensor, anchor: Tensor, down: Tensor, up: Tensor, tap: LoraLinearTap
+        ctx: Any,
+        output: Tensor,
+        received: Tensor,
+        anchor: Tensor,
+        down: Tensor,
+        up: Tensor,
+        core: Tensor | None,
+        tap: LoraLinearTap,
     ) -> Tensor:
         received = received.to(output.dtype)
         down, up = down.to(output.dtype), up.to(output.dtype)
+        core = None if core is None else core.to(output.dtype)
         hidden = functional.linear(received, down)
-        output.flatten(0, -2).addmm_(hidden.flatten(0, -2), up.T, alpha=tap.scale)
-        ctx.save_for_backward(received, hidden, down, up)
+        mixed = hidden if core is None else functional.linear(hidden, core)
+        output.flatten(0, -2).addmm_(mixed.flatten(0, -2), up.T, alpha=tap.scale)
+        ctx.save_for_backward(received, hidden, mixed, down, up, core)
         ctx.tap = tap
         ctx.mark_dirty(output)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        received, hidden, down, up = ctx.saved_tensors
+        received, hidden, mixed, down, up, core = ctx.saved_tensors
         (gradient,) = gradients
-        inner = (gradient @ up).mul_(ctx.tap.scale)
-        ctx.tap.record(received, hidden, gradient, inner)
-        return gradient, inner @ down if ctx.needs_input_grad[1] else None, None, None, None, None
+        outer = (gradient @ up).mul_(ctx.tap.scale)
+        inner = outer if core is None else outer @ core
+        ctx.tap.record(received, hidden, mixed, gradient, outer, inner)
+        return gradient, inner @ down if ctx.needs_input_grad[1] else None, None, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -86,22 +98,29 @@ class LoraLinearTap:
     def attach(self, anchor: Tensor) -> Callable[[], None]:
         module: Any = self.layer.module
         down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+        core = core_of(module)
 
         def forward(received: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             output = module.base_layer(received, *args, **kwargs)
-            return _LoraProduct.apply(output.contiguous(), received, anchor, down, up, self)
+            return _LoraProduct.apply(output.contiguous(), received, anchor, down, up, core, self)
 
         module.forward = forward
         return lambda: module.__dict__.pop("forward")
 
-    def record(self, received: Tensor, hidden: Tensor, gradient: Tensor, inner: Tensor) -> None:
+    def record(
+        self, received: Tensor, hidden: Tensor, mixed: Tensor, gradient: Tensor, outer: Tensor, inner: Tensor
+    ) -> None:
+        """`hidden` is A x, `mixed` R A x, `outer` s B^T g, `inner` s R^T B^T g."""
         module: Any = self.layer.module
         matrix, segments = self.layer.matrix, self.layer.segments(received)
         down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
         if matrix.wants(down):
             matrix.add_products(down, inner.flatten(0, -2), received.flatten(0, -2), segments)
+        core = core_of(module)
+        if core is not None and matrix.wants(core):
+            matrix.add_products(core, outer.flatten(0, -2), hidden.flatten(0, -2), segments)
         if matrix.wants(up):
-            scaled = hidden.flatten(0, -2) * self.scale
+            scaled = mixed.flatten(0, -2) * self.scale
             matrix.add_products(up, gradient.flatten(0, -2), scaled, segments)
 
 

@@ -24,7 +24,7 @@ from fedmed.models.adapter import (
     remove_adapter,
 )
 from fedmed.models.base import BaseModel
-from fedmed.models.kinds import PLAIN
+from fedmed.models.kinds import TRAINED
 from fedmed.privacy.random import SecureRandom
 from fedmed.training.local_round import LocalTrainer
 
@@ -82,7 +82,7 @@ class Case:
         """
         expected, lot = self.expected(bound), min(1.0, bound)
         trainer = LocalTrainer(self.base, self.cohort, SecureRandom())
-        settings = plan(bound=bound, physical_batch=physical_batch, lot=lot, lora=self.spec, trainable=PLAIN)
+        settings = plan(bound=bound, physical_batch=physical_batch, lot=lot, lora=self.spec, trainable=TRAINED)
         trained = trainer.train(replace(settings, **changes), self.state, 0)
         trainer.close()
         found = (flat(self.state) - flat(trained)) * lot
@@ -113,6 +113,13 @@ def test_lora_on_each_part(case: Case, physical_batch: int, bound: float) -> Non
 @pytest.mark.parametrize(("physical_batch", "bound"), [(1, 1e6), (3, 1e-2), (64, 1e6), (64, 1e-2)])
 def test_lora_on_all_parts(case: Case, physical_batch: int, bound: float) -> None:
     assert case.error(physical_batch, bound) < 1e-5
+
+
+@pytest.mark.parametrize("case", [replace(ALL_LINEAR, core=True)], ids=["core"], indirect=True)
+@pytest.mark.parametrize(("physical_batch", "bound"), [(1, 1e6), (3, 1e-2), (64, 1e-2)])
+def test_lora_with_a_core(case: Case, physical_batch: int, bound: float) -> None:
+    assert case.error(physical_batch, bound) < 1e-5
+    assert case.error(physical_batch, bound, gradient_checkpointing=True) < 1e-5
 
 
 @pytest.mark.parametrize("case", [None], ids=["all-kinds"], indirect=True)

@@ -10,7 +10,6 @@ from helpers_architectures import ALL_KINDS, BASES, PARTS
 from helpers_training import mixed_cohort, random_state
 from peft import PeftModel
 
-from aggregator.publish import save_peft_adapter
 from fedmed.data.collate import Collator
 from fedmed.errors import ModelError
 from fedmed.messages import LoraSpec
@@ -26,7 +25,7 @@ from fedmed.models.adapter import (
 )
 from fedmed.models.base import BaseModel
 from fedmed.models.kinds import PLAIN, kind_of
-from fedmed.models.merge import merge_adapter, save_merged
+from fedmed.models.merge import merge_adapter, save_merged, save_peft_adapter
 
 LLAVA = ALL_KINDS["llava"]
 EMBED = "model.language_model.embed_tokens"
