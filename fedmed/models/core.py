@@ -50,8 +50,8 @@ def add_core(model: _Model) -> _Model:
     for module in model.modules():
         if isinstance(module, Linear):
             down = module.lora_A["default"]
-            rank, device = down.out_features, down.weight.device
-            core = nn.Linear(rank, rank, bias=False, device=device, dtype=torch.float32)
+            rank = module.r["default"]
+            core = nn.Linear(rank, rank, bias=False, device=down.get_parameter("weight").device, dtype=torch.float32)
             nn.init.zeros_(core.weight)
             module.lora_R = nn.ModuleDict({"default": core})
             down.register_forward_hook(_ThroughCore(core))
@@ -61,7 +61,7 @@ def add_core(model: _Model) -> _Model:
 def core_of(module: nn.Module) -> nn.Parameter | None:
     """R of a LoRA layer, where it has one."""
     cores = getattr(module, "lora_R", None)
-    return cores["default"].weight if isinstance(cores, nn.ModuleDict) else None
+    return cores["default"].get_parameter("weight") if isinstance(cores, nn.ModuleDict) else None
 
 
 def law_of_up(rank: int) -> float:

@@ -82,7 +82,7 @@ def move_bases(bases: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -> N
         if update is None:
             put_back(base)
             continue
-        first = base.__dict__.setdefault(_FIRST, base.weight)
+        first: nn.Parameter = base.__dict__.setdefault(_FIRST, base.weight)
         if base.weight is first:
             base.weight = nn.Parameter(torch.empty_like(first), requires_grad=False)
         with torch.no_grad():
