@@ -22,12 +22,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from fedmed.errors import ConfigError
 from fedmed.messages import LoraSpec
 from fedmed.privacy.events import least_cap
-from fedmed.typed import choice, number, parse, read_yaml, texts
+from fedmed.typed import choice, number, parse, read_yaml, readable, texts, to_plain
 
 ADDRESS_ALONE = (
     "holds a name or password, expected MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
@@ -227,14 +226,13 @@ def _read_overrides(overrides: Sequence[str]) -> DictConfig:
     wrong = [f"override {item!r} is not of the form key=value" for item in overrides if "=" not in item]
     if wrong:
         raise ConfigError(wrong, "for example: fedmed run demo training.rounds=2")
-    return OmegaConf.from_dotlist(list(overrides))
+    with readable("the overrides"):
+        return OmegaConf.from_dotlist(list(overrides))
 
 
 def _merge(layers: list[DictConfig], where: str) -> Any:
-    try:
-        return OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([f"{where}: {' '.join(str(error).split())}"]) from None
+    with readable(where):
+        return to_plain(OmegaConf.merge(*layers), where)
 
 
 def _cross_check(experiment: Experiment) -> list[str]:

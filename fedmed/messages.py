@@ -29,6 +29,7 @@ import math
 import struct
 import types
 import typing
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -305,7 +306,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise WireError(f"{where} is a {type(value).__name__}, expected a list")
         return tuple(_convert(str, item, f"{where}[{index}]") for index, item in enumerate(value))
     if hint is float and type(value) is int:
-        value = float(value)
+        with suppress(OverflowError):  # a number beyond every float stays what it is, and is refused below
+            value = float(value)
     if type(value) is not hint:
         raise WireError(f"{where} is a {type(value).__name__}, expected {hint.__name__}")
     if hint is float and not math.isfinite(value):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,22 +41,36 @@ def texts() -> Any:
 def parse_file(cls: type[T], path: Path, hint: str) -> T:
     """A YAML file as a frozen dataclass with every key given, for example a site's policy."""
     problems: list[str] = []
-    value = parse(cls, OmegaConf.to_container(read_yaml(path), resolve=True), "", problems)
+    value = parse(cls, to_plain(read_yaml(path), path.name), "", problems)
     if problems:
         raise ConfigError([f"{path.name}: {problem}" for problem in problems], hint)
     return value
 
 
 def read_yaml(path: Path) -> DictConfig:
-    try:
+    if not path.exists():
+        raise ConfigError([f"{path} does not exist"])
+    with readable(f"{path} is not readable YAML"):
         config = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise ConfigError([f"{path} does not exist"]) from None
-    except (YAMLError, OSError, OmegaConfBaseException) as error:
-        raise ConfigError([f"{path} is not readable YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(config, DictConfig):
         raise ConfigError([f"{path} holds a list, expected keys and values"])
     return config
+
+
+def to_plain(config: Any, where: str) -> Any:
+    """Plain data, with every `${...}` looked up. Raises ConfigError for one that leads nowhere."""
+    with readable(where):
+        return OmegaConf.to_container(config, resolve=True)
+
+
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """What YAML and OmegaConf raise, as one ConfigError: their own trees; ValueError for bytes that are no UTF-8 and numbers
+    of thousands of digits; TypeError for keys that cannot be keys; RecursionError for nesting without end."""
+    try:
+        yield
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError([f"{where}: {' '.join(str(error).split()) or type(error).__name__}"]) from None
 
 
 def parse(cls: Any, data: Any, path: str, problems: list[str]) -> Any:
@@ -111,7 +127,8 @@ def _value(hint: Any, value: Any, rule: Any, path: str, problems: list[str]) -> 
             _check_rule(item, rule, f"{path}.{key}", problems)
         return dict(value)
     if hint is float and type(value) is int:
-        value = float(value)
+        with suppress(OverflowError):  # a number beyond every float stays what it is, and is refused below
+            value = float(value)
     if type(value) is not hint:
         problems.append(f"{path}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
         return value

@@ -28,8 +28,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fedmed.errors import BudgetExhausted, LedgerError
 from fedmed.privacy.accounting import PrivacyEvent, epsilon
@@ -39,6 +41,7 @@ from hospital_client.membership import Membership, fingerprint, pack, unpack
 from hospital_client.witness import JournalFiles
 
 Composer = Callable[[Sequence[PrivacyEvent], float], float]
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,19 @@ class Reservation:
     fingerprint: str
 
 
+_SPENDING = typing.get_type_hints(Spending)
+
+
+def _typed(kind: type[V], value: object) -> V:
+    """`value`, a whole number also where a float is meant. Raises TypeError for another type: a sealed line may be of a
+    release that wrote something else, and what cannot be counted must not be."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__}, expected {kind.__name__}")
+    return value
+
+
 class Entries:
     """The ledger as it reads: pure, no lock. `fedmed-site budget` uses it beside a running daemon."""
 
@@ -99,7 +115,7 @@ class Entries:
         """Takes up one verified line. Raises LedgerError for a kind or content of another version."""
         try:
             self._take_up(line)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise LedgerError(
                 f"ledger line {line.sequence} is not an entry that this version knows",
                 "install the FedMed release that wrote it, or a later one",
@@ -110,12 +126,15 @@ class Entries:
         body = line.body
         match body["kind"]:
             case "cohort":
-                self.membership.add(body["cohort"], unpack(body["members"]))
+                self.membership.add(_typed(str, body["cohort"]), unpack(_typed(str, body["members"])))
             case "reserve":
-                spending = Spending(**{field.name: body[field.name] for field in dataclasses.fields(Spending)})
-                self.reservations[line.sequence] = Reservation(line.sequence, spending, body["fingerprint"])
+                spending = Spending(**{name: _typed(kind, body[name]) for name, kind in _SPENDING.items()})
+                self.reservations[line.sequence] = Reservation(
+                    line.sequence, spending, _typed(str, body["fingerprint"])
+                )
             case "commit":
-                self.committed[self.reservations[body["reservation"]].sequence] = body["result_sha256"]
+                reserved = self.reservations[_typed(int, body["reservation"])]
+                self.committed[reserved.sequence] = _typed(str, body["result_sha256"])
             case kind:
                 raise ValueError(kind)
 

@@ -79,7 +79,10 @@ def only_daemon(path: Path) -> Iterator[None]:
 def log_to(path: Path) -> Iterator[None]:
     """Plain lines to stderr and daemon.log."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
+    file = logging.FileHandler(
+        path, encoding="utf-8", errors="backslashreplace"
+    )  # a message may quote half a surrogate pair
+    handlers: list[logging.Handler] = [logging.StreamHandler(), file]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)

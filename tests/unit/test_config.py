@@ -91,8 +91,26 @@ def test_unknown_experiment_lists_the_known_ones() -> None:
         load_experiment("nosuch")
 
 
-def test_broken_yaml_is_one_problem(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"name: [unclosed\n",
+        b"name: \xff\n",
+        b"name: " + b"[" * 3000,
+        b"seed: " + b"9" * 5000,
+        b"name: ${nowhere}\n",
+        b"? [a]\n: b\n",
+    ],
+)
+def test_broken_yaml_is_one_problem(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.yaml"
-    path.write_text("name: [unclosed\n")
-    with pytest.raises(ConfigError, match="not readable YAML"):
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="1 problem"):
         load_experiment(str(path))
+
+
+def test_a_number_beyond_every_float_is_a_problem() -> None:
+    plain = to_dict(load_experiment("demo"))
+    plain["privacy"]["epsilon"] = 10**400
+    with pytest.raises(ConfigError, match="expected float, got int"):
+        parse_experiment(plain)

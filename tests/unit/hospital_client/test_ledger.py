@@ -117,6 +117,21 @@ def test_an_entry_of_a_later_version_fails_closed(files: JournalFiles) -> None:
         opened(files)
 
 
+def test_an_entry_of_other_types_fails_closed(files: JournalFiles) -> None:
+    for number, wrong in enumerate(
+        [{"steps": "10"}, {"noise_multiplier": [1.0]}, {"delta": 10**400}, {"cohort": None}]
+    ):
+        again = dataclasses.replace(
+            files, path=files.path.with_name(str(number)), witness=files.witness.with_name(str(number))
+        )
+        Ledger.create(again)
+        ledger = opened(again)
+        ledger._journal.append({"kind": "reserve", "fingerprint": "f", **dataclasses.asdict(spending()), **wrong})
+        ledger.close()
+        with pytest.raises(LedgerError, match="line 1 is not an entry that this version knows"):
+            opened(again)
+
+
 def test_a_renamed_cohort_gains_no_budget(files: JournalFiles) -> None:
     ledger = opened(files)
     ledger.enrol("north", members(1, 2, 3))
