@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from aggregator.methods import load_federation
 from aggregator.privacy_cli import privacy_app
 from aggregator.provision_cli import provision_app, superlink
 from fedmed.config import load_experiment, to_dict
@@ -49,7 +50,7 @@ def run(
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Run an experiment's federation, register the merged model, serve it, ask it a question, write the report."""
-    config = load_experiment(experiment, overrides or [])
+    config = load_federation(experiment, overrides or [])
     from aggregator.run import run_experiment
 
     run_experiment(config, runs_dir.resolve(), Console(), superlink=superlink)
@@ -71,7 +72,7 @@ def config(experiment: str, overrides: Overrides = None) -> None:
     """Print an experiment's resolved configuration and its hash."""
     from omegaconf import OmegaConf
 
-    resolved = load_experiment(experiment, overrides or [])
+    resolved = load_federation(experiment, overrides or [])
     typer.echo(f"# sha256 {resolved.sha256}")
     typer.echo(OmegaConf.to_yaml(OmegaConf.create(to_dict(resolved))), nl=False)
 

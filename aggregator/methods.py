@@ -11,11 +11,12 @@ Kinds of tensors: fedmed.models.kinds. docs/aggregation.md has the table with wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedmed.config import Experiment
-from fedmed.errors import FederationError
-from fedmed.models.kinds import LORA_B, PLAIN, SAVED
+from fedmed.config import Experiment, Federation, load_experiment
+from fedmed.errors import ConfigError, FederationError
+from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, PLAIN, SAVED
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,10 @@ class Method:
         exact: the aggregated weight change equals the weighted mean of the sites' weight changes.
         linear: the result depends on a weighted sum of what the sites send, so secure aggregation can compute it, and
             the aggregator needs one adapter's memory however many sites there are.
-        mixed_ranks: sites may have adapters of different rank.
-        fixed_basis: what a site sends has the same meaning, number by number, at every site and in every round: only
-            then can an optimizer at the server keep moments of it, and a median be taken of it.
+        mixed_ranks: sites may have adapters of different rank, since of what they send the product B A alone counts.
+        shared_basis: the numbers that sites send in one round mean the same at each, so a median can be taken of them.
+        kept_basis: they mean the same from one round to the next (where A and B both move, nearly), so that an optimizer
+            at the server or at a site can keep moments of them.
     """
 
     name: str
@@ -40,7 +42,8 @@ class Method:
     exact: bool
     linear: bool
     mixed_ranks: bool
-    fixed_basis: bool
+    shared_basis: bool
+    kept_basis: bool
     paper: str
     personal: tuple[str, ...] = ()
 
@@ -51,6 +54,11 @@ class Method:
     def returned(self, number: int) -> tuple[str, ...]:
         """Kinds that a site sends up in round `number`."""
         return tuple(kind for kind in self.trained(number) if kind not in self.personal)
+
+    @property
+    def core(self) -> bool:
+        """Whether it trains the matrix R between B and A, which `lora.core` puts there."""
+        return LORA_R in self.trained(1)
 
 
 METHODS: dict[str, Method] = {
@@ -63,7 +71,8 @@ METHODS: dict[str, Method] = {
             exact=False,
             linear=True,
             mixed_ranks=False,
-            fixed_basis=False,
+            shared_basis=False,
+            kept_basis=True,
             paper="arXiv 2305.05644",
         ),
         Method(
@@ -73,8 +82,54 @@ METHODS: dict[str, Method] = {
             exact=True,
             linear=True,
             mixed_ranks=False,
-            fixed_basis=True,
+            shared_basis=True,
+            kept_basis=True,
             paper="arXiv 2403.12313",
+        ),
+        Method(
+            "rolora",
+            ((LORA_B, SAVED), (LORA_A, SAVED)),
+            down=PLAIN,
+            exact=True,
+            linear=True,
+            mixed_ranks=False,
+            shared_basis=True,
+            kept_basis=True,
+            paper="arXiv 2502.01755",
+        ),
+        Method(
+            "fedsvd",
+            ((LORA_B, SAVED),),
+            down=PLAIN,
+            exact=True,
+            linear=True,
+            mixed_ranks=False,
+            shared_basis=True,
+            kept_basis=False,
+            paper="arXiv 2505.12805",
+        ),
+        Method(
+            "fed_sb",
+            ((LORA_R, SAVED),),
+            down=(LORA_R, SAVED),
+            exact=True,
+            linear=True,
+            mixed_ranks=False,
+            shared_basis=True,
+            kept_basis=True,
+            paper="arXiv 2502.15436",
+        ),
+        Method(
+            "fedsa_lora",
+            (PLAIN,),
+            down=(LORA_A, SAVED),
+            exact=False,
+            linear=True,
+            mixed_ranks=False,
+            shared_basis=True,
+            kept_basis=True,
+            paper="arXiv 2410.01463",
+            personal=(LORA_B,),
         ),
     )
 }
@@ -87,11 +142,107 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def check_federation(experiment: Experiment) -> list[str]:
-    """What of `federation` excludes each other, one line each with the reason; empty when nothing does.
+def load_federation(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
+    """`load_experiment`, and what `check_federation` finds is refused too: for whoever is about to run it."""
+    return require_federation(load_experiment(name_or_path, overrides))
 
-    Raises:
-        FederationError: unknown method.
-    """
-    get_method(experiment.federation.method)
+
+def require_federation(experiment: Experiment) -> Experiment:
+    """The experiment. Raises ConfigError with every line of `check_federation`."""
+    if problems := check_federation(experiment):
+        raise ConfigError(problems, "docs/aggregation.md tells what each method can be combined with")
+    return experiment
+
+
+def check_federation(experiment: Experiment) -> list[str]:
+    """What of an experiment's federation excludes each other, one line each with the reason; empty when nothing does."""
+    federation = experiment.federation
+    if federation.method not in METHODS:
+        known = ", ".join(sorted(METHODS))
+        return [f"federation.method={federation.method!r}: expected one of {known}"]
+    method = METHODS[federation.method]
+    return [
+        *_check_adapter(experiment, method),
+        *_check_server(federation, method),
+        *_check_robust(federation, method),
+    ]
+
+
+def _check_adapter(experiment: Experiment, method: Method) -> list[str]:
+    problems = []
+    lora, ranks = experiment.lora, experiment.federation.site_ranks
+    if ranks and not method.mixed_ranks:
+        able = ", ".join(sorted(name for name, other in METHODS.items() if other.mixed_ranks)) or "none"
+        problems.append(
+            f"federation.site_ranks: {method.name} averages tensors, which must have one shape; ranks can differ with: {able}"
+        )
+    if larger := sorted(site for site, rank in ranks.items() if rank > lora.rank):
+        problems.append(
+            f"federation.site_ranks: {larger!r} have more than lora.rank={lora.rank}, expected at most that"
+        )
+    if lora.core and not method.core:
+        problems.append(f"lora.core=true: expected false, {method.name} trains A or B and knows no matrix between them")
+    if method.core and not lora.core:
+        problems.append(f"lora.core=false: expected true, {method.name} trains the matrix R between B and A alone")
+    if method.personal and experiment.registry.promote:
+        problems.append(
+            f"registry.promote=true: expected false, with {method.name} every site keeps a part of its model, and what the "
+            "aggregator scores lacks it"
+        )
+    if experiment.training.keep_state and not method.kept_basis:
+        problems.append(
+            f"training.keep_state=true: expected false, {method.name} factors the adapter anew after every round, and moments "
+            "of its old numbers mean nothing for the new ones"
+        )
+    return problems
+
+
+def _check_server(federation: Federation, method: Method) -> list[str]:
+    server = federation.server
+    if server.name == "none":
+        if server.learning_rate != 1:
+            return [
+                f"federation.server.learning_rate={server.learning_rate:g}: expected 1 without an optimizer; fedavgm with beta1=0 "
+                "takes steps of another length"
+            ]
+        return []
+    if not method.kept_basis:
+        return [
+            f"federation.server.name={server.name}: expected none, {method.name} factors the adapter anew after every round, "
+            "and moments of its old numbers mean nothing for the new ones"
+        ]
+    if not method.linear:
+        return [
+            f"federation.server.name={server.name}: expected none, {method.name} corrects the mean itself, and a step that is "
+            "not to the mean would leave its correction wrong"
+        ]
     return []
+
+
+def _check_robust(federation: Federation, method: Method) -> list[str]:
+    robust = federation.robust
+    if robust.rule == "none":
+        return []
+    problems = []
+    ranked = robust.rule in ("median", "trimmed_mean")
+    if ranked and not method.shared_basis:
+        problems.append(
+            f"federation.robust.rule={robust.rule}: expected multi_krum or none, with {method.name} the same product B A is sent "
+            "as other numbers by every site, and their median is of nothing"
+        )
+    if ranked and federation.weighting != "equal":
+        problems.append(
+            f"federation.weighting={federation.weighting}: expected equal with {robust.rule}, in which every site has one vote "
+            "however many patients it claims"
+        )
+    if federation.quorum < (least := least_replies(robust.rule, robust.faulty)):
+        problems.append(
+            f"federation.quorum={federation.quorum}: expected at least {least}, fewer replies let {robust.faulty} hostile "
+            f"among them through {robust.rule}"
+        )
+    return problems
+
+
+def least_replies(rule: str, faulty: int) -> int:
+    """Replies that a robust rule needs against `faulty` hostile ones: 2 f + 3 for multi-Krum, 2 f + 1 for the others."""
+    return 2 * faulty + (3 if rule == "multi_krum" else 1)

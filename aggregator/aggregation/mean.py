@@ -1,6 +1,6 @@
 """The running weighted mean of adapter states, and what is checked of a state before it is folded in. Pure.
 
-    site state, weight -> fold_mean -> running weighted mean -> replace -> next global state
+    site state, weight -> fold_mean -> running weighted mean
 
     >>> one = {"m.lora_A.weight": torch.ones(2, 3), "m.lora_B.weight": torch.zeros(4, 2)}
     >>> two = {"m.lora_A.weight": torch.zeros(2, 3), "m.lora_B.weight": torch.ones(4, 2)}
@@ -13,7 +13,6 @@ A state maps a tensor's name to a CPU float32 tensor.
 | memory                         | one float32 adapter however many sites; `fold` reuses the mean it is given |
 | order of arrival               | changes the last bits only (relative 1e-7 a fold)                          |
 | one site                       | its own tensors, bit for bit                                               |
-| nothing folded in              | `replace(None, state)` is `state`: the model does not change               |
 | weight 0, negative, not finite | FederationError; the mean is unchanged                                     |
 | other keys or shapes           | FederationError; the mean is unchanged                                     |
 | NaN or infinity in a tensor    | FederationError; the mean is unchanged                                     |
@@ -29,10 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aggregator.aggregation.layers import State
 from fedmed.errors import FederationError
 from fedmed.models.kinds import kind_of
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +62,6 @@ def fold_mean(mean: WeightedMean | None, update: Mapping[str, Tensor], weight: f
     for name, tensor in mean.state.items():
         tensor.lerp_(update[name].to(torch.float32), weight / total)
     return WeightedMean(mean.state, total)
-
-
-def replace(mean: WeightedMean | None, state: State) -> State:
-    """The global state with the averaged tensors in place of its own; those that were not averaged stay."""
-    return dict(state) if mean is None else {**state, **mean.state}
 
 
 def check_layout(update: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -6,8 +6,8 @@
     taken = current.add(update, weight, sent)                  # once a reply, as it arrives
     state, memory = current.finish()
 
-`memory` is what the aggregator itself carries from round to round (moments of a server optimizer, residuals): tensors by
-name, committed with the round. `norms` are those of the updates of earlier rounds, for the bound on this round's.
+`memory` is what the aggregator itself carries from round to round (moments of a server optimizer): tensors by name, committed
+with the round. `norms` are those of the updates of earlier rounds, for the bound on this round's.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from aggregator.aggregation.mean import State, WeightedMean, fold_mean, replace
-from aggregator.methods import get_method
-from fedmed.config import Experiment
+from aggregator.aggregation.combine import make_combiner
+from aggregator.aggregation.layers import State
+from aggregator.aggregation.server_optimizers import apply_server
+from aggregator.methods import Method, get_method, require_federation
+from fedmed.config import Experiment, Federation
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,11 @@ class Taken:
 
 
 class Aggregation:
-    """The method of an experiment, with its wrappers."""
+    """The method of an experiment, with its wrappers. Raises ConfigError for what `check_federation` refuses."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self.method = get_method(experiment.federation.method)
-        self._lora = experiment.lora.spec
+        self._federation = require_federation(experiment).federation
+        self.method = get_method(self._federation.method)
 
     def for_site(self, state: State, rank: int) -> State:
         """What a site of this rank starts from: `state` itself, or its best approximation of a smaller rank."""
@@ -50,15 +52,15 @@ class Aggregation:
     def begin(self, number: int, state: State, memory: State, norms: Sequence[float]) -> RoundAggregate:
         """The aggregate of round `number`, which starts from `state`."""
         del number, norms
-        return RoundAggregate(state, memory)
+        return RoundAggregate(self._federation, self.method, state, memory)
 
 
 class RoundAggregate:
     """What one round's replies add up to."""
 
-    def __init__(self, state: State, memory: State) -> None:
-        self._state, self._memory = state, memory
-        self._mean: WeightedMean | None = None
+    def __init__(self, federation: Federation, method: Method, state: State, memory: State) -> None:
+        self._federation, self._state, self._memory = federation, state, memory
+        self._combiner = make_combiner(method)
 
     def add(self, update: Mapping[str, Tensor], weight: float, sent: Mapping[str, Tensor]) -> Taken:
         """Folds one site's tensors in.
@@ -70,9 +72,13 @@ class RoundAggregate:
         Raises:
             FederationError: it cannot be taken, with the reason; the aggregate is unchanged.
         """
-        self._mean = fold_mean(self._mean, update, weight)
+        self._combiner.fold(update, weight)
         return Taken(0.0, float("inf"))
 
     def finish(self) -> tuple[State, State]:
-        """The next global state and the aggregator's own memory."""
-        return replace(self._mean, self._state), self._memory
+        """The next global state and the aggregator's own memory; both unchanged when nothing was added."""
+        mean = self._combiner.mean()
+        if not mean:
+            return self._state, self._memory
+        mean, memory = apply_server(self._federation.server, self._state, mean, self._memory)
+        return self._combiner.result(self._state, mean), memory
