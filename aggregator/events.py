@@ -11,6 +11,7 @@
 | zero_shot       | accuracy                                   | before any training                   |
 | round_started   | round, rounds, sites                       | the task goes out                     |
 | reply           | round, site, epsilon, seconds              | a site's result was folded in         |
+| offline, online | round, site                                | a site that is waited for went, came  |
 | bounded         | round, site, norm, bound                   | a site's update was scaled down       |
 | left_out        | round, site, reason                        | a site takes no part in this round    |
 | warning         | round, message                             | once a round: what a person must mend |
@@ -34,6 +35,8 @@ KINDS = frozenset(
         "zero_shot",
         "round_started",
         "reply",
+        "offline",
+        "online",
         "bounded",
         "left_out",
         "warning",

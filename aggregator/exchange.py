@@ -12,7 +12,10 @@ and tuning use:
 | what happens                                | what the caller sees                                            |
 | ------------------------------------------- | --------------------------------------------------------------- |
 | a node answers                              | Reply with its frame, at once                                   |
-| a node dies, or its relay raises            | Reply with Flower's reason                                      |
+| a node goes offline                         | `tell`, at once; what it was sent stays open for PATIENCE_S     |
+| it comes back before                        | `tell`, at once; its answer counts                              |
+| it does not, or its relay raises            | Reply with Flower's reason                                      |
+| an answer that is announced and not sent    | waited for up to the deadline, then Reply with Flower's reason  |
 | no answer at the deadline                   | Reply with an error; Flower drops the task when it is not begun |
 | the answer comes after the deadline         | fetched, thrown away                                            |
 | a node still owes the answer to an old task | not among `nodes()`: nothing queues up behind a slow site       |
@@ -22,20 +25,27 @@ How long a node took is measured here, from sending to arrival: sites do not say
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from aggregator.pulling import quick_pulls
 from fedmed.errors import WireError
 from fedmed.wire.record import pack, unpack
 
-POLL_S = 0.2
+# Answers are looked for after a fiftieth of the time that they have taken already: a round of seconds loses milliseconds.
+SHORTEST_S, LONGEST_S, SHARE = 0.02, 0.5, 0.02
+# Flower gives up a node's answer for good once it is asked after while the node is offline. A network may be away for a while.
+PATIENCE_S = 30.0
 # Flower stops delivering a message after its time to live; a site that began just before the deadline may still answer.
 TTL_SLACK_S = 30.0
+# For the bytes of an answer that nobody waits for any more.
+LATE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,45 +58,76 @@ class Reply:
     seconds: float = 0.0
 
 
+Tell = Callable[[int, bool], None]
+
+
+def _tell_nobody(node: int, online: bool) -> None:
+    """For callers who do not watch."""
+
+
 class Exchange(Protocol):
     """Carries frames to nodes. Nodes are numbers that stay the same while a node is connected."""
 
     def nodes(self) -> list[int]:
         """The connected nodes that owe no answer, in ascending order."""
 
-    def send(self, frames: Mapping[int, bytes], deadline_s: float) -> Iterator[Reply]:
-        """Sends each node its frame; yields exactly one Reply per node, in the order of arrival."""
+    def send(self, frames: Mapping[int, bytes], deadline_s: float, tell: Tell = _tell_nobody) -> Iterator[Reply]:
+        """Sends each node its frame; yields exactly one Reply per node, in the order of arrival.
+
+        Args:
+            tell: called with a node that has not answered yet and False when it goes offline, True when it is back.
+        """
 
 
 class FlowerExchange:
     """The exchange over Flower's Grid. Replies are pulled one by one, so that one frame is in memory at a time."""
 
-    def __init__(self, grid: Grid, poll_s: float = POLL_S) -> None:
+    def __init__(self, grid: Grid, patience_s: float = PATIENCE_S) -> None:
         self._grid = grid
-        self._poll_s = poll_s
+        self._patience_s = patience_s
         self._late: dict[str, int] = {}  # message id -> node, for answers that missed their deadline
 
     def nodes(self) -> list[int]:
         for message_id in list(self._late):
-            if list(self._grid.pull_messages([message_id])):
+            if self._pull(message_id, LATE_S):
                 del self._late[message_id]
         return sorted(set(self._grid.get_node_ids()) - set(self._late.values()))
 
-    def send(self, frames: Mapping[int, bytes], deadline_s: float) -> Iterator[Reply]:
+    def send(self, frames: Mapping[int, bytes], deadline_s: float, tell: Tell = _tell_nobody) -> Iterator[Reply]:
         begin = time.monotonic()
         end = begin + deadline_s
         waiting = self._push(frames, deadline_s)
         yield from (
             Reply(node, None, "the SuperLink did not take the task") for node in set(frames) - {*waiting.values()}
         )
-        while waiting and time.monotonic() < end:
-            for message_id in list(waiting):
-                if replies := list(self._grid.pull_messages([message_id])):
-                    yield _read(waiting.pop(message_id), replies[0], time.monotonic() - begin)
+        gone: dict[int, float] = {}  # node -> when it went offline
+        while waiting and (now := time.monotonic()) < end:
+            self._look(waiting.values(), gone, now, tell)
+            for message_id, node in list(waiting.items()):
+                if now - gone.get(node, -math.inf) < self._patience_s:
+                    continue
+                if message := self._pull(message_id, end - time.monotonic()):
+                    del waiting[message_id]
+                    yield _read(node, message, time.monotonic() - begin)
             if waiting:
-                time.sleep(self._poll_s)
+                time.sleep(min(max(SHARE * (now - begin), SHORTEST_S), LONGEST_S))
         self._late.update(waiting)
         yield from (Reply(node, None, f"no reply within {deadline_s:g} s") for node in waiting.values())
+
+    def _look(self, nodes: Iterable[int], gone: dict[int, float], now: float, tell: Tell) -> None:
+        """Notes who is offline since when in `gone`."""
+        online = set(self._grid.get_node_ids())
+        for node in nodes:
+            if node in online and gone.pop(node, None) is not None:
+                tell(node, True)
+            elif node not in online and node not in gone:
+                gone[node] = now
+                tell(node, False)
+
+    def _pull(self, message_id: str, left_s: float) -> Message | None:
+        """The reply to one message, if there is one: asking for several at once would hold them all in memory."""
+        with quick_pulls(left_s):
+            return next(iter(self._grid.pull_messages([message_id])), None)
 
     def _push(self, frames: Mapping[int, bytes], deadline_s: float) -> dict[str, int]:
         # The same frame becomes the same record, so that SuperLink stores it once for all nodes.
@@ -124,8 +165,8 @@ class LocalExchange:
         """The site of this name is gone from now on."""
         del self._sites[self._numbers[name]]
 
-    def send(self, frames: Mapping[int, bytes], deadline_s: float) -> Iterator[Reply]:
-        del deadline_s  # functions answer at once
+    def send(self, frames: Mapping[int, bytes], deadline_s: float, tell: Tell = _tell_nobody) -> Iterator[Reply]:
+        del deadline_s, tell  # functions answer at once
         for node, frame in frames.items():
             yield self._call(node, frame)
 

@@ -30,12 +30,19 @@ from rich.text import Text
 from aggregator.report_page import duration, epsilon, percent, size
 from fedmed.config import Experiment
 
-_STYLES = {"waited for": "yellow", "training": "cyan", "replied": "green", "joined": "green", "left out": "red"}
+_STYLES = {
+    "waited for": "yellow",
+    "training": "cyan",
+    "replied": "green",
+    "joined": "green",
+    "left out": "red",
+    "offline": "red",
+}
 
 
 @dataclass
 class SiteProgress:
-    """One site: `state` is waited for, joined, training, replied or left out."""
+    """One site: `state` is waited for, joined, training, replied, offline or left out."""
 
     state: str = "waited for"
     detail: str = ""
@@ -86,6 +93,14 @@ class Progress:
         site = self.site(event["site"])
         site.state, site.detail = "replied", f"after {duration(event['seconds'])}"
         site.epsilon = None if event["epsilon"] is None or event["epsilon"] < 0 else event["epsilon"]
+
+    def _on_offline(self, event: Mapping[str, Any]) -> None:
+        site = self.site(event["site"])
+        site.state, site.detail = "offline", "waited for a while"
+
+    def _on_online(self, event: Mapping[str, Any]) -> None:
+        site = self.site(event["site"])
+        site.state, site.detail = "training", "was offline"
 
     def _on_left_out(self, event: Mapping[str, Any]) -> None:
         site = self.site(event["site"])
@@ -186,6 +201,9 @@ def plain_line(event: Mapping[str, Any]) -> str:
         return f"round {event['round']}: {event['site']} replied after {duration(event['seconds'])}, epsilon {spent}"
     if kind == "bounded":
         return f"round {event['round']}: the update of {event['site']} was {event['norm']:.3g} long, taken as {event['bound']:.3g}"
+    if kind in ("offline", "online"):
+        what = "is offline; it is waited for a while" if kind == "offline" else "is back"
+        return f"round {event['round']}: {event['site']} {what}"
     if kind == "left_out":
         return f"round {event['round']}: {event['site']} left out: {event['reason']}"
     if kind == "warning":

@@ -192,7 +192,11 @@ class Federation:
         current.equal = asked_equal or any(self.roster.sites[node].num_patients == 0 for node in nodes)
         frames = {node: current.orders[self._rank(site)].frame for node, site in nodes.items()}
         current.bytes_down = sum(len(frame) for frame in frames.values())
-        for reply in self._exchange.send(frames, self._experiment.federation.deadline_s):
+
+        def tell(node: int, online: bool) -> None:
+            self._events.emit("online" if online else "offline", round=current.number, site=nodes[node])
+
+        for reply in self._exchange.send(frames, self._experiment.federation.deadline_s, tell):
             site = nodes[reply.node]
             try:
                 self._take(current, site, reply)

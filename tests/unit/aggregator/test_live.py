@@ -22,6 +22,8 @@ EVENTS: list[dict[str, Any]] = [
     {"kind": "joined", "site": "valley", "num_patients": 300},
     {"kind": "zero_shot", "accuracy": 0.5},
     {"kind": "round_started", "round": 1, "rounds": 5, "sites": ["north", "harbour", "valley"]},
+    {"kind": "offline", "round": 1, "site": "harbour"},
+    {"kind": "online", "round": 1, "site": "harbour"},
     {"kind": "reply", "round": 1, "site": "north", "epsilon": 1.25, "seconds": 3.5},
     {"kind": "bounded", "round": 1, "site": "north", "norm": 9.0, "bound": 3.0},
     {"kind": "left_out", "round": 1, "site": "valley", "reason": "[bold]no reply[/bold] within 300 s"},
@@ -83,6 +85,12 @@ def test_no_privacy_is_said_before_anything_else() -> None:
     assert "NO differential privacy" in text.splitlines()[0] and "no bound" in text
     assert view.progress.sites["north"].epsilon is None
     show(True, "privacy.mode=none", events=[reply])
+
+
+def test_a_site_that_is_gone_is_seen() -> None:
+    text, view = show(False, events=[*EVENTS[:6], {"kind": "offline", "round": 1, "site": "harbour"}])
+    assert "harbour is offline" in text
+    assert view.progress.sites["harbour"].state == "offline"
 
 
 def test_a_skipped_round_says_so() -> None:

@@ -1,0 +1,1 @@
+"""A test of large frames over real processes."""
