@@ -39,7 +39,9 @@ from fedmed.errors import WireError
 from fedmed.wire.record import pack, unpack
 
 # Answers are looked for after a fiftieth of the time that they have taken already: a round of seconds loses milliseconds.
-SHORTEST_S, LONGEST_S, SHARE = 0.02, 0.5, 0.02
+SHORTEST_S, LONGEST_S, SHARE = 0.05, 0.5, 0.02
+# Looking is a request a site: with many sites it rests so many times as long as it took.
+REST = 2.0
 # Flower gives up a node's answer for good once it is asked after while the node is offline. A network may be away for a while.
 PATIENCE_S = 30.0
 # Flower stops delivering a message after its time to live; a site that began just before the deadline may still answer.
@@ -103,14 +105,19 @@ class FlowerExchange:
         gone: dict[int, float] = {}  # node -> when it went offline
         while waiting and (now := time.monotonic()) < end:
             self._look(waiting.values(), gone, now, tell)
+            looking_s = time.monotonic() - now
             for message_id, node in list(waiting.items()):
                 if now - gone.get(node, -math.inf) < self._patience_s:
                     continue
-                if message := self._pull(message_id, end - time.monotonic()):
+                asked = time.monotonic()
+                if message := self._pull(message_id, end - asked):
                     del waiting[message_id]
                     yield _read(node, message, time.monotonic() - begin)
+                else:
+                    looking_s += time.monotonic() - asked
             if waiting:
-                time.sleep(min(max(SHARE * (now - begin), SHORTEST_S), LONGEST_S))
+                share_s = min(max(SHARE * (now - begin), SHORTEST_S), LONGEST_S)
+                time.sleep(max(share_s, REST * looking_s))
         self._late.update(waiting)
         yield from (Reply(node, None, f"no reply within {deadline_s:g} s") for node in waiting.values())
 

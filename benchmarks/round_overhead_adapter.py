@@ -1,0 +1,67 @@
+"""The adapter of benchmarks/round_overhead.py, 10 MB in 24 tensors, and a site that returns it without training.
+
+    python -m benchmarks.round_overhead_adapter DIR        a real site daemon (policy, ledger, audit, results) in front of it
+
+The trainer does what a real one does with the bytes, decode and encode, and counts as an evaluation does; it opens no record.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from fedmed.data.manifest import Manifest
+from fedmed.messages import TrainTask
+from fedmed.metrics.scores import Scores
+from fedmed.models.adapter import State, decode_state, encode_state
+from fedmed.models.kinds import kind_of
+from fedmed.privacy.counts import NoisyCounts
+from hospital_client.daemon import run_daemon
+from hospital_client.release import Trained
+from hospital_client.settings import SiteFolder, load_site
+from hospital_client.site import ShouldStop, TrainRound
+
+TENSORS, ROWS, COLUMNS = 24, 16, 6828  # 10.5 MB of float32: the rank 16 adapter of twelve layers
+BASE_SHA256 = "ab" * 32
+
+
+def adapter() -> State:
+    """A and B of twelve layers, drawn anew: nothing about it compresses or repeats."""
+    kinds = ("lora_A", "lora_B")
+    names = [f"model.layers.{layer}.{kind}.weight" for layer in range(TENSORS // 2) for kind in kinds]
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(ROWS, COLUMNS, generator=generator) for name in names}
+
+
+def unscored(state: State) -> Scores:
+    """In place of the aggregator's evaluation, which stock Flower has not."""
+    del state
+    return Scores(1, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+class ReturningTrainer:
+    """Returns what it was sent."""
+
+    base_name = "benchmark"
+    base_sha256 = BASE_SHA256
+
+    def prepare(self, task: TrainTask, payload: memoryview, lot_size: float) -> TrainRound:
+        state = decode_state(payload)
+
+        def train_round(should_stop: ShouldStop) -> Trained:
+            returned = {name: tensor for name, tensor in state.items() if kind_of(name) in task.returned}
+            return Trained(encode_state(returned, task.dtype), NoisyCounts(lot_size / 2, lot_size))
+
+        return train_round
+
+
+def make_trainer(folder: SiteFolder, manifest: Manifest) -> ReturningTrainer:
+    """For `run_daemon`."""
+    del folder, manifest
+    return ReturningTrainer()
+
+
+if __name__ == "__main__":
+    run_daemon(load_site(Path(sys.argv[1])), lambda line: print(line, flush=True), make_trainer)
