@@ -16,6 +16,8 @@ Patients who withdrew consent are left out of every draw; consent.jsonl that can
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fedmed.data.manifest import Manifest
 from fedmed.errors import ModelError, PrivacyError
 from fedmed.messages import TrainTask, sha256_hex
@@ -23,12 +25,20 @@ from fedmed.models.adapter import State, decode_state, encode_state
 from fedmed.models.base import load_base
 from fedmed.models.kinds import kind_of
 from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom
+from fedmed.training.adapted import AdaptedBase
 from fedmed.training.local_round import LocalTrainer
 from fedmed.training.steps import RoundPlan
 from hospital_client.consent import Withdrawals
 from hospital_client.release import TaskMismatch, Trained
 from hospital_client.settings import SiteFolder
 from hospital_client.site import ShouldStop, TrainRound
+
+LoadBase = Callable[[str, str, str], AdaptedBase]
+
+
+def load_own(place: str, device: str, dtype: str) -> AdaptedBase:
+    """A base model for this site alone. Raises ModelError when it cannot be loaded."""
+    return AdaptedBase(load_base(place, device=device, dtype=dtype))
 
 
 class SiteTrainer:
@@ -37,13 +47,15 @@ class SiteTrainer:
     Args:
         folder: the site's settings.
         manifest: its data.
+        load: a base model's place, device and dtype -> the model; benchmarks let many sites share one.
 
     Raises:
         ModelError: the first base model cannot be loaded.
     """
 
-    def __init__(self, folder: SiteFolder, manifest: Manifest) -> None:
+    def __init__(self, folder: SiteFolder, manifest: Manifest, load: LoadBase = load_own) -> None:
         self._folder = folder
+        self._load_base = load
         self._manifest = manifest
         self._random = SecureRandom()
         self._withdrawn = Withdrawals(folder.consent, manifest.pseudonyms(folder.key))
@@ -108,6 +120,6 @@ class SiteTrainer:
 
     def _load(self, name: str) -> None:
         settings = self._folder.settings
-        base = load_base(self._folder.base_place(name), device=settings.device, dtype=settings.base_dtype)
+        base = self._load_base(self._folder.base_place(name), settings.device, settings.base_dtype)
         self._local = LocalTrainer(base, self._manifest, self._random, withdrawn=self._withdrawn)
-        self.base_name, self.base_sha256 = name, base.sha256
+        self.base_name, self.base_sha256 = name, base.base.sha256

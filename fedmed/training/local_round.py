@@ -41,9 +41,7 @@ from fedmed.models.adapter import (
     State,
     adapter_parameters,
     adapter_state,
-    add_adapter,
     load_adapter_state,
-    remove_adapter,
     reset_adapter,
     state_sha256,
 )
@@ -52,6 +50,7 @@ from fedmed.models.kinds import kind_of
 from fedmed.privacy.counts import NoisyCounts
 from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import RandomSource
+from fedmed.training.adapted import AdaptedBase
 from fedmed.training.batches import EncodedExamples
 from fedmed.training.device_memory import PhysicalBatch
 from fedmed.training.local_evaluation import count_right
@@ -64,7 +63,7 @@ class LocalTrainer:
     """Trains rounds on one manifest. Keeps the model with its adapter, encoded examples and moments between them.
 
     Args:
-        base: the frozen model, on its device; its layers get an adapter in place.
+        base: the frozen model, on its device; its layers get an adapter in place. An AdaptedBase may be shared.
         manifest: the site's examples.
         random: source of draws and noise: SecureRandom, except in tests.
         mechanism: how patients are drawn, clipped and noised; the audit puts faulty ones in.
@@ -73,22 +72,21 @@ class LocalTrainer:
 
     def __init__(
         self,
-        base: BaseModel,
+        base: BaseModel | AdaptedBase,
         manifest: Manifest,
         random: RandomSource,
         mechanism: Mechanism | None = None,
         withdrawn: Callable[[], Collection[int]] = frozenset,
     ) -> None:
-        self._base = base
+        self._base = base if isinstance(base, AdaptedBase) else AdaptedBase(base)
         self._manifest = manifest
         self._random = random
         self._mechanism = mechanism or Mechanism()
         self._batch: tuple[tuple[int, LoraSpec], PhysicalBatch] | None = None
-        self._proven: dict[tuple[object, ...], set[tuple[bool, bool]]] = {}
         self._withdrawn = withdrawn
-        positions = getattr(base.model.config.get_text_config(), "max_position_embeddings", 2048)
-        self._examples = EncodedExamples(manifest, Collator(base.processor, positions))
-        self._adapted: tuple[LoraSpec, PeftModel] | None = None
+        plain = self._base.base
+        positions = getattr(plain.model.config.get_text_config(), "max_position_embeddings", 2048)
+        self._examples = EncodedExamples(manifest, Collator(plain.processor, positions))
         self._optimizers: dict[_Moments, torch.optim.Optimizer] = {}
 
     def check(self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int) -> list[str]:
@@ -141,7 +139,7 @@ class LocalTrainer:
             random or self._random,
             should_stop,
             self._mechanism,
-            self._proven.setdefault((plan.trainable, plan.precision), set()),
+            self._base.proven.setdefault((plan.trainable, plan.precision), set()),
             self._batch_for(plan),
             self._withdrawn,
         ).run()
@@ -173,9 +171,7 @@ class LocalTrainer:
 
     def close(self) -> None:
         """Takes the adapter off the base model again."""
-        if self._adapted is not None:
-            remove_adapter(self._adapted[1])
-        self._adapted = None
+        self._base.release()
         self._optimizers.clear()
 
     def _trained(
@@ -189,11 +185,7 @@ class LocalTrainer:
         return model, parameters
 
     def _prepare(self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int) -> PeftModel:
-        if self._adapted is None or self._adapted[0] != plan.lora:
-            self.close()
-            self._proven.clear()
-            self._adapted = (plan.lora, add_adapter(self._base.model, plan.lora, init_seed))
-        model = self._adapted[1]
+        model = self._base.take(plan.lora, init_seed)
         reset_adapter(model, init_seed)
         load_adapter_state(model, state)
         if plan.frozen_sha256:
@@ -209,7 +201,7 @@ class LocalTrainer:
 
     def _take_optimizer(self, plan: RoundPlan, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """The run's optimizer of these tensors with its moments, or a new one. Taken out: a round that fails leaves none."""
-        key = _moments(plan, parameters)
+        key = self._moments(plan, parameters)
         self._optimizers = {own: kept for own, kept in self._optimizers.items() if own.run == key.run}
         if (optimizer := self._optimizers.pop(key, None)) is None:
             return make_optimizer(plan.optimizer, parameters.values(), plan.noise_std)
@@ -220,7 +212,11 @@ class LocalTrainer:
         self, plan: RoundPlan, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> None:
         if plan.optimizer.keep_state:
-            self._optimizers[_moments(plan, parameters)] = optimizer
+            self._optimizers[self._moments(plan, parameters)] = optimizer
+
+    def _moments(self, plan: RoundPlan, parameters: Mapping[str, nn.Parameter]) -> _Moments:
+        optimizer = replace(plan.optimizer, learning_rate=0.0)
+        return _Moments(plan.run, optimizer, plan.lora, tuple(parameters), self._base.changes)
 
 
 class _Moments(NamedTuple):
@@ -230,7 +226,4 @@ class _Moments(NamedTuple):
     optimizer: OptimizerSpec
     lora: LoraSpec
     tensors: tuple[str, ...]
-
-
-def _moments(plan: RoundPlan, parameters: Mapping[str, nn.Parameter]) -> _Moments:
-    return _Moments(plan.run, replace(plan.optimizer, learning_rate=0.0), plan.lora, tuple(parameters))
+    changes: int
