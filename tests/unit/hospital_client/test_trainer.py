@@ -26,7 +26,7 @@ class Hospital:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         settings = {"name": folder.name, "data": str(manifest.folder), "socket": "unused.sock"}
         self.trainer = SiteTrainer(create_site(folder, settings, {}), manifest)
-        model = add_adapter(self.trainer._local._base.model, SMALL, 0)
+        model = add_adapter(self.trainer._local._base.base.model, SMALL, 0)
         self.start: State = adapter_state(model)
         model.unload()
 
