@@ -4,6 +4,13 @@
 
 Flower hides a ServerApp's output, so what went wrong is written to run-dir: one event `failed` for people, and
 logs/server-app.log with the traceback for whoever mends it.
+
+| what happens                               | what this ServerApp does                                            |
+| ------------------------------------------ | ------------------------------------------------------------------- |
+| another one works in run-dir               | waits ORPHAN_S for its end, then leaves without an event            |
+| its SuperLink dies                         | ends at once: rounds on disk are whole, another one goes on         |
+| its SuperLink refuses it, or is cut off    | event `interrupted`: submitted again, the run goes on               |
+| a fault that would come again              | event `failed`: a person has to look                                |
 """
 
 from __future__ import annotations
@@ -16,7 +23,9 @@ from typing import TYPE_CHECKING
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from aggregator import locks
 from aggregator.events import EventLog
+from aggregator.orphan import end_with_superlink
 from fedmed.config import Experiment, parse_experiment
 from fedmed.errors import FederationError, FedMedError
 
@@ -26,6 +35,10 @@ if TYPE_CHECKING:
 RUN_DIR_KEY = "run-dir"
 EXPERIMENT_FILE = "experiment.json"
 EVENTS_FILE = "events.jsonl"
+# A ServerApp whose SuperLink was killed ends by itself well within this time, in seconds.
+ORPHAN_S = 30.0
+# Whose exceptions mean that the SuperLink is gone or does not want this run any more.
+CONNECTION_ERRORS = {"flwr", "httpx", "httpcore", "grpc"}
 log = logging.getLogger("fedmed.server_app")
 app = ServerApp()
 
@@ -41,30 +54,45 @@ def main(grid: Grid, context: Context) -> None:
             f"{RUN_DIR_KEY}={str(run_dir)!r}: expected a folder with {EXPERIMENT_FILE} on the aggregator's host",
             "start runs with `fedmed run`",
         )
+    end_with_superlink()
     serve(run_dir, FlowerExchange(grid))
 
 
 def serve(run_dir: Path, exchange: Exchange) -> None:
-    """Runs the experiment in `run_dir` over `exchange`; whatever goes wrong becomes the run's last event."""
-    events = EventLog(run_dir / EVENTS_FILE)
+    """Runs the experiment in `run_dir` over `exchange`; whatever goes wrong becomes the run's last event.
+
+    Raises:
+        FederationError: another ServerApp works in `run_dir`; that one writes the events, so there is none of it.
+    """
     (run_dir / "logs").mkdir(exist_ok=True)
     handler = logging.FileHandler(run_dir / "logs" / "server-app.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s process %(process)d: %(message)s"))
     log.addHandler(handler)
     try:
-        run(run_dir, exchange, events)
-        events.emit("finished")
-    except FedMedError as error:
-        log.exception("the run failed")
-        events.emit("failed", message=error.message, hint=error.hint)
-        raise
-    except Exception as error:
-        log.exception("the run failed")
-        hint = f"this is a fault in FedMed; see {handler.baseFilename}"
-        events.emit("failed", message=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", hint=hint)
+        with locks.hold(run_dir / locks.SERVER_LOCK, "another server app", wait_s=ORPHAN_S):
+            _serve(run_dir, exchange, EventLog(run_dir / EVENTS_FILE), handler.baseFilename)
+    except Exception:
+        log.exception("the run did not finish")
         raise
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+def _serve(run_dir: Path, exchange: Exchange, events: EventLog, log_file: str) -> None:
+    try:
+        run(run_dir, exchange, events)
+        events.emit("finished")
+    except FedMedError as error:
+        events.emit("failed", message=error.message, hint=error.hint)
+        raise
+    except Exception as error:
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if type(error).__module__.split(".")[0] in CONNECTION_ERRORS:
+            events.emit("interrupted", message=message)
+        else:
+            events.emit("failed", message=message, hint=f"this is a fault in FedMed; see {log_file}")
+        raise
 
 
 def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:

@@ -57,14 +57,19 @@ def run(
 
 
 @app.command()
-def resume(run_folder: Annotated[Path, typer.Argument(help="runs/NAME")]) -> None:
-    """Build, publish, serve and report again from the committed rounds of a run (after a fault at the end)."""
+def resume(
+    run_folder: Annotated[Path, typer.Argument(help="runs/NAME")],
+    superlink: Annotated[
+        str, typer.Option(help="control address of a running SuperLink; default: start all here")
+    ] = "",
+) -> None:
+    """Go on with a run after its last committed round, then build, publish, serve and report, as `run` does."""
     from aggregator.prepare import read_run
 
     read_run(run_folder.resolve())  # a wrong folder is told before anything large is imported
-    from aggregator.conclude import conclude_run
+    from aggregator.run import resume_run
 
-    conclude_run(run_folder.resolve(), Console())
+    resume_run(run_folder.resolve(), Console(), superlink=superlink)
 
 
 @app.command()

@@ -1,4 +1,5 @@
-"""What a person sees while a run goes on: one JSON object a line in the run's events.jsonl, written by the ServerApp.
+"""What a person sees while a run goes on: one JSON object a line in the run's events.jsonl, written by the ServerApp and,
+about the ServerApp itself, by `fedmed run` and `resume`.
 
     >>> EventLog(path).emit("joined", site="north", num_patients=600)     # doctest: +SKIP
     >>> read_events(path)                                                 # doctest: +SKIP
@@ -16,6 +17,9 @@
 | left_out        | round, site, reason                        | a site takes no part in this round    |
 | warning         | round, message                             | once a round: what a person must mend |
 | round_committed | round, accuracy, replies, skipped, seconds | the round is on disk                  |
+| interrupted     | message                                    | the server app lost its SuperLink     |
+| restarting      | message, wait_s, attempt, limit            | the server app is gone and comes back |
+| resumed         | round, rounds                              | a restarted run goes on after `round` |
 | finished        | ------------------------------------------ | rounds and merged model are on disk   |
 | failed          | message, hint                              | the run ended early                   |
 """
@@ -41,6 +45,9 @@ KINDS = frozenset(
         "left_out",
         "warning",
         "round_committed",
+        "interrupted",
+        "restarting",
+        "resumed",
         "finished",
         "failed",
     }
@@ -49,7 +56,7 @@ LAST_KINDS = frozenset({"finished", "failed"})
 
 
 class EventLog:
-    """Appends events to a file. One process writes it, any may read it."""
+    """Appends events to a file: each is one write to its end, so that several processes may write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,14 +78,14 @@ class EventReader:
     """Reads a growing event file from where the last call stopped; half a line is left for the next call."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._offset = 0
 
     def new(self) -> Iterator[dict[str, Any]]:
         """The events since the last call; none while the file does not exist."""
-        if not self._path.exists():
+        if not self.path.exists():
             return
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             file.seek(self._offset)
             for line in file:
                 if not line.endswith(b"\n"):

@@ -1,8 +1,11 @@
 """Runs on a SuperLink: submitting FedMed's bundle, following its events, asking after it, stopping it (flwr 1.39).
 
 run = submit(superlink.control, run_dir, home)
-for event in follow(run, run_dir / "events.jsonl", group):
+for event in follow(run, EventReader(run_dir / "events.jsonl"), group):
     print(event)
+
+Whether the ServerApp lives is told by the lock that it holds on the run's folder, whose kernel is ours: no process list and
+no question to the SuperLink is as exact. Only before it has come that far is the SuperLink asked.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aggregator import locks
 from aggregator.events import LAST_KINDS, EventReader
 from aggregator.launcher import START_TIMEOUT_S, executable, flower_env, require_loopback
 from aggregator.processes import ProcessGroup
@@ -22,16 +26,20 @@ from fedmed.errors import FederationError
 
 BUNDLE = Path(__file__).parent / "bundle"
 CONNECTION = "fedmed"
-SERVER_APP = "flwr-serverapp"
+# How long the ServerApp may load before its SuperLink is asked after it, and how often it is asked then, in seconds.
+LOADING_S, ASK_AGAIN_S = 10.0, 5.0
+
+
+class ServerGone(FederationError):
+    """The server app or its SuperLink ended without finishing the run: submitted again, it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A submitted run and how to ask about it."""
+    """A submitted run and how to ask about it; `home` holds Flower's connection to its SuperLink."""
 
     run_id: int
     home: Path
-    local: bool
 
 
 def submit(
@@ -40,13 +48,11 @@ def submit(
     home: Path,
     *,
     root_certificates: Path | None = None,
-    local: bool = True,
     bundle: Path = BUNDLE,
 ) -> Run:
     """Submits the bundle to a SuperLink's Control address; the ServerApp works in `run_dir`, on the SuperLink's host.
 
     Args:
-        local: the SuperLink runs in the caller's ProcessGroup, so the ServerApp's process can be watched.
         bundle: folder of the Flower app; FedMed's own by default.
 
     Raises:
@@ -57,7 +63,7 @@ def submit(
     run_config = home / "cli" / "run-config.toml"
     run_config.write_text(f"run-dir = {json.dumps(str(run_dir.resolve()))}\n", encoding="utf-8")
     reply = _flwr(env, "run", str(bundle), CONNECTION, "--run-config", str(run_config))
-    return Run(int(reply["run-id"]), home, local)
+    return Run(int(reply["run-id"]), home)
 
 
 def stop_run(run: Run) -> None:
@@ -72,48 +78,75 @@ def run_status(run: Run) -> str:
 
 
 def follow(
-    run: Run, events_path: Path, group: ProcessGroup | None = None, *, poll_s: float = 0.2
+    run: Run | None, events: EventReader, group: ProcessGroup | None = None, *, poll_s: float = 0.2
 ) -> Iterator[dict[str, Any]]:
-    """Yields the run's events as they are written, up to `finished` or `failed`.
+    """Yields the run's new events as they are written, up to `finished` or `failed`.
+
+    Args:
+        run: None for a ServerApp that runs already, whoever submitted it.
+        events: of the run's folder; what it has read before is not told again.
+        group: of the SuperLink, where it was started here.
 
     Raises:
-        FederationError: the SuperLink died, or the ServerApp ended without a last event. A site may come and go.
+        ServerGone: the SuperLink died, or the ServerApp ended without a last event. A site may come and go.
+        FederationError: somebody stopped the run.
     """
-    reader, watch = EventReader(events_path), _ServerAppWatch(run, group)
+    watch = _ServerAppWatch(run, events.path.parent / locks.SERVER_LOCK, group)
     while True:
-        ended = watch.has_ended()
-        for event in reader.new():
+        why = watch.why_it_ended()
+        for event in events.new():
             yield event
             if event["kind"] in LAST_KINDS:
                 return
-        if ended:  # looked up before the events were read, so nothing it wrote can have been missed
-            raise FederationError(
-                "the server app ended without finishing the run",
-                "is FedMed installed where the SuperLink runs? See server-app.log and superlink.log in the run's logs",
-            )
+        if why is not None:  # looked up before the events were read, so nothing it wrote can have been missed
+            raise why
         time.sleep(poll_s)
 
 
 class _ServerAppWatch:
-    """Notices that the ServerApp is gone: by its process where that is ours, else by asking the SuperLink."""
+    """Notices that the ServerApp is gone: by the lock it holds, and before it does, by asking the SuperLink."""
 
-    def __init__(self, run: Run, group: ProcessGroup | None) -> None:
-        self._run, self._group = run, group
-        self._started = False
+    def __init__(self, run: Run | None, lock: Path, group: ProcessGroup | None) -> None:
+        self._run, self._lock, self._group = run, lock, group
+        self._began = run is None
         self._next = time.monotonic()
+        self._ask_at = self._next + LOADING_S
 
-    def has_ended(self) -> bool:
-        if time.monotonic() < self._next:  # looking at all processes costs more than reading events
-            return False
-        if self._group is not None and self._run.local:
-            self._group.check()  # a site that is gone is left out by the round loop, and named
-        if self._group is None or not self._run.local:
-            self._next = time.monotonic() + 5.0
-            return run_status(self._run).startswith("finished")
-        self._next = time.monotonic() + 1.0
-        running = SERVER_APP in self._group.running()
-        self._started = self._started or running
-        return self._started and not running
+    def why_it_ended(self) -> FederationError | None:
+        now = time.monotonic()
+        if now < self._next:  # looking at all processes costs more than reading events
+            return None
+        self._next = now + 1.0
+        try:
+            if self._group is not None:
+                self._group.check()  # a site that is gone is left out by the round loop, and named
+        except FederationError as error:
+            return ServerGone(error.message.partition("; its log ends")[0], error.hint)
+        if locks.holder(self._lock) is not None:
+            self._began = True
+            return None
+        if self._began:
+            return self._gone()
+        if now < self._ask_at:
+            return None
+        self._ask_at = now + ASK_AGAIN_S
+        return self._gone(only_if_finished=True)
+
+    def _gone(self, only_if_finished: bool = False) -> FederationError | None:
+        status = ""
+        if self._run is not None:
+            try:
+                status = run_status(self._run)
+            except FederationError as error:
+                return ServerGone(error.message, error.hint)
+        if status == "finished:stopped":
+            return FederationError("the run was stopped on its SuperLink", "fedmed resume RUN goes on with it")
+        if only_if_finished and not status.startswith("finished"):
+            return None
+        return ServerGone(
+            "the server app ended without finishing the run",
+            "is FedMed installed where the SuperLink runs? See server-app.log and superlink.log in the run's logs",
+        )
 
 
 def _write_connection(home: Path, control: str, root_certificates: Path | None) -> None:

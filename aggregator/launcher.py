@@ -114,6 +114,7 @@ def start_superlink(
     host: str = LOOPBACK,
     tls: Tls | None = None,
     insecure: bool = False,
+    at: Superlink | None = None,
 ) -> Superlink:
     """Starts a SuperLink and waits until both its ports answer. Port 0 takes one that is free on loopback.
 
@@ -121,11 +122,14 @@ def start_superlink(
         host: where the Fleet API listens; the Control API does on loopback alone.
         tls: None is plain text, and any node may join.
         insecure: allows plain text on an address that is not loopback.
+        at: takes the ports of this one, which has ended.
 
     Raises:
         FederationError: a port is in use, plain text was not allowed, or the SuperLink died (with the end of its log) or
             does not answer.
     """
+    if at is not None:
+        fleet_port, control_port = (int(address.rpartition(":")[2]) for address in (at.fleet, at.control))
     free = free_ports(2)
     fleet_port, control_port = fleet_port or free[0], control_port or free[1]
     require_free(fleet_port, "the SuperLink's Fleet API", host)

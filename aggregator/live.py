@@ -111,6 +111,17 @@ class Progress:
         if event["accuracy"] is not None:
             self.accuracies.append(event["accuracy"])
 
+    def _on_interrupted(self, _: Mapping[str, Any]) -> None:
+        self.state = "the server app lost its SuperLink"
+
+    def _on_restarting(self, event: Mapping[str, Any]) -> None:
+        self.state = f"{event['message']}; starting it again ({event['attempt']} of {event['limit']})"
+
+    def _on_resumed(self, event: Mapping[str, Any]) -> None:
+        self.state = f"going on after round {event['round']}"
+        for site in self.sites.values():
+            site.state, site.detail = "waited for", ""
+
     def _on_finished(self, _: Mapping[str, Any]) -> None:
         self.state = "all rounds committed"
 
@@ -157,6 +168,10 @@ class LiveView:
         elif line := plain_line(event):
             elapsed = f"[{time.monotonic() - self._started:6.1f} s] "
             self._console.print(Text(elapsed + line), soft_wrap=True)
+
+    def recall(self, event: Mapping[str, Any]) -> None:
+        """Take in an event of an earlier start without showing it as a line."""
+        self.progress.handle(event)
 
     def _draw(self) -> Panel:
         progress = self.progress
@@ -214,6 +229,13 @@ def plain_line(event: Mapping[str, Any]) -> str:
             f"round {event['round']} {outcome}: accuracy {percent(event['accuracy'])}, {event['replies']} replies, "
             f"{duration(event['seconds'])}"
         )
+    if kind == "restarting":
+        again = f"starting it again in {event['wait_s']:g} s ({event['attempt']} of {event['limit']})"
+        return f"{event['message']}; {again}"
+    if kind == "resumed":
+        return f"going on after round {event['round']} of {event['rounds']}"
+    if kind == "interrupted":
+        return f"the server app lost its SuperLink: {event['message']}"
     return {"finished": "all rounds are committed", "failed": f"failed: {event.get('message')}"}.get(str(kind), "")
 
 

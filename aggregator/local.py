@@ -5,11 +5,19 @@
 Each hospital is its own trusted daemon with its own folder, manifest, policy, ledger and audit; the processes talk over
 loopback gRPC and unix sockets exactly as they would between machines. The consortium's code starts the hospital's
 programs by command line only: it imports none of them.
+
+| started again over                    | what happens                                                                     |
+| ------------------------------------- | -------------------------------------------------------------------------------- |
+| sites that were set up                | they are taken as they are: their ledgers and stored results decide what is done |
+| a site whose `init` was cut off       | nothing was ever reserved there: its half-made files are removed, and made anew  |
+| a SuperLink that died (`revive`)      | a new one on the same ports; daemons and connectors stay, and keep training what |
+|                                       | they were given                                                                  |
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator.launcher import flower_env, start_superlink
+from aggregator.launcher import SUPERLINK, Superlink, flower_env, start_superlink
 from aggregator.processes import Managed, ProcessGroup
 from fedmed.config import Experiment
 from fedmed.errors import FederationError
@@ -33,11 +41,26 @@ MIN_PATIENTS = 2
 
 @dataclass(frozen=True, slots=True)
 class LocalFederation:
-    """What was started here. `control` is where runs are submitted."""
+    """What was started here; `home` is of Flower's programs."""
 
-    control: str
+    superlink: Superlink
     daemons: Mapping[str, Managed]
     processes: ProcessGroup
+    home: Path
+
+    @property
+    def control(self) -> str:
+        """Where runs are submitted."""
+        return self.superlink.control
+
+    def revive(self) -> None:
+        """Starts the SuperLink again when it is gone. Its sites' connectors find it, and register anew.
+
+        Raises:
+            FederationError: it does not start.
+        """
+        if not self.processes.runs(SUPERLINK):
+            start_superlink(self.processes, self.home, at=self.superlink)
 
     def wait_until_ready(self) -> None:
         """Returns when every hospital's daemon has its model loaded.
@@ -51,7 +74,7 @@ class LocalFederation:
             self.processes.check()
             for item in waiting.values():
                 item.require_running()
-            waiting = {site: item for site, item in waiting.items() if " ready " not in item.log.read_text()}
+            waiting = {site: item for site, item in waiting.items() if " ready " not in item.output()}
             if waiting and time.monotonic() > deadline:
                 raise FederationError(
                     f"the site daemons of {', '.join(waiting)} are not ready after {READY_TIMEOUT_S:.0f} s",
@@ -73,27 +96,36 @@ def start_local_federation(
         ModelError: the base model's checkpoint cannot be read.
     """
     names = experiment.partition.sites
-    _init_sites({site: _init_command(experiment, folder / "sites" / site, site, sockets) for site in names})
+    roots = {site: folder / "sites" / site for site in names}
+    _init_sites({site: _init_command(experiment, roots[site], site, sockets) for site in names if _is_new(roots[site])})
     daemons = {
         site: processes.start(
             f"site-{site}",
-            [*_site_command("start"), str(folder / "sites" / site)],
+            [*_site_command("start"), str(roots[site])],
             _share_of_cores(experiment),
             essential=False,
         )
         for site in names
     }
-    superlink = start_superlink(processes, folder / "flower")
+    home = folder / "flower"
+    superlink = start_superlink(processes, home)
     for site in names:
-        command = [
-            *_site_command("connect"),
-            str(folder / "sites" / site),
-            "--superlink",
-            superlink.fleet,
-            "--insecure",
-        ]
-        processes.start(f"connect-{site}", command, flower_env(folder / "flower" / site), essential=False)
-    return LocalFederation(superlink.control, daemons, processes)
+        command = [*_site_command("connect"), str(roots[site]), "--superlink", superlink.fleet, "--insecure"]
+        processes.start(f"connect-{site}", command, flower_env(home / site), essential=False)
+    return LocalFederation(superlink, daemons, processes, home)
+
+
+def _is_new(root: Path) -> bool:
+    """Whether the site has to be set up: it was not, or that was cut off before its ledger could hold a line."""
+    if (root / "consent.jsonl").exists():  # what `fedmed-site init` makes last
+        return False
+    ledger = root / "ledger.jsonl"
+    if ledger.exists() and ledger.stat().st_size:
+        return False  # a ledger with lines is never touched: the daemon says what is wrong
+    for path in [*root.glob("*.yaml"), *root.glob("site.key"), *root.glob("*.jsonl")]:
+        path.unlink()
+    shutil.rmtree(root.with_name(f"{root.name}.witness"), ignore_errors=True)
+    return True
 
 
 def _share_of_cores(experiment: Experiment) -> dict[str, str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aggregator.locks import COMMAND_LOCK, SERVER_LOCK, hold
 from fedmed.config import Experiment, parse_experiment, to_dict
 from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.partition import partition
@@ -36,9 +37,16 @@ class PreparedData:
 
 
 def new_run_folder(experiment: Experiment, runs_dir: Path) -> Path:
-    """`runs_dir/NAME`, fresh, with experiment.json in it."""
+    """`runs_dir/NAME`, fresh, with experiment.json in it.
+
+    Raises:
+        FederationError: a process works on the folder of that name, so that it cannot be moved aside.
+    """
     folder = runs_dir / experiment.name
     if folder.exists():
+        for lock, who in ((COMMAND_LOCK, "another command"), (SERVER_LOCK, "a server app")):
+            with hold(folder / lock, who):
+                pass
         folder.rename(_first_free(folder))
     folder.mkdir(parents=True, mode=0o755)
     write_json(folder / "experiment.json", to_dict(experiment))
@@ -74,7 +82,7 @@ def read_run(folder: Path) -> tuple[Experiment, dict[str, Any]]:
     except FileNotFoundError as error:
         raise FederationError(
             f"{folder} is not a run folder: {error.filename} is missing",
-            "name one that `fedmed run` made, such as runs/demo",
+            "name one that `fedmed run` made, such as runs/demo; one that was cut off before its data was written is run anew",
         ) from None
     return experiment, run
 

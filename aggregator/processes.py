@@ -10,7 +10,7 @@
 | the block returns or raises        | nothing                                                               |
 | Ctrl-C, or SIGTERM to this process | nothing; KeyboardInterrupt, or SystemExit(143), goes on to the caller |
 | a started process dies by itself   | its own children until `check` or the block's end finds them          |
-| SIGKILL to this process            | what it started: nobody is left to end it                             |
+| SIGKILL to this process            | what it started: `end_leftovers` finds it by its mark and ends it     |
 
 Grandchildren are known by their parent's id and by their session, both looked up while the parent lives: Flower's
 SuperLink starts its executor in a session of its own, and an executor outlives a killed SuperLink for a while.
@@ -37,15 +37,18 @@ from fedmed.errors import FederationError
 LOG_TAIL_LINES = 8
 # How long the kernel may take to end a killed process.
 KILL_S = 5.0
+# In the environment of every process of a run, and so of all that those start: the run's folder.
+MARK = "FEDMED_RUN_FOLDER"
 
 
 @dataclass(frozen=True, slots=True)
 class Managed:
-    """One started process: its name for people, its handle and its log."""
+    """One started process: its name for people, its handle, its log, and where in the log it began (in bytes)."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    log_begin: int = 0
 
     def require_running(self) -> None:
         """Raises FederationError, with the end of its log, when the process has ended."""
@@ -56,8 +59,13 @@ class Managed:
 
     def tail(self, lines: int = LOG_TAIL_LINES) -> str:
         """The last lines of its log, joined to one line for an error message."""
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        text = self.output()
         return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip()) or "nothing"
+
+    def output(self) -> str:
+        """What this process has said so far, without what an earlier one of the same name did."""
+        data = self.log.read_bytes()[self.log_begin :] if self.log.exists() else b""
+        return data.decode("utf-8", errors="replace")
 
 
 class ProcessGroup:
@@ -66,11 +74,13 @@ class ProcessGroup:
     Args:
         log_dir: one NAME.log per process, stdout and stderr together.
         grace_s: seconds between SIGTERM and SIGKILL.
+        mark: of the run's folder; then `end_leftovers` can end what a killed owner of this group left.
     """
 
-    def __init__(self, log_dir: Path, grace_s: float = 5.0) -> None:
+    def __init__(self, log_dir: Path, grace_s: float = 5.0, *, mark: Path | None = None) -> None:
         self._log_dir = log_dir
         self._grace_s = grace_s
+        self._mark = {MARK: str(mark)} if mark else {}
         self._managed: list[Managed] = []
         self._optional: set[str] = set()
         self._stopped: set[str] = set()
@@ -98,18 +108,24 @@ class ProcessGroup:
         """Starts a process in a session of its own. Raises FederationError when the program is not there.
 
         Args:
+            name: a process of the same name that has ended is forgotten: this one takes its place.
             essential: `check` raises when it dies. A hospital's processes are not: the federation goes on at quorum.
         """
         log = self._log_dir / f"{name}.log"
+        env = {**(os.environ if env is None else env), **self._mark}
         with log.open("ab") as file:
+            begin = file.tell()
             try:
                 process = subprocess.Popen(
                     list(command), stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, start_new_session=True
                 )
             except OSError as error:
                 raise FederationError(f"cannot start {name}: {command[0]}: {error.strerror}") from None
-        managed = Managed(name, process, log)
+        managed = Managed(name, process, log, begin)
+        self._look()  # of one that is forgotten here, what it started is still ended with the group
+        self._managed = [item for item in self._managed if item.name != name or item.process.poll() is None]
         self._managed.append(managed)
+        self._stopped.discard(name)
         if not essential:
             self._optional.add(name)
         return managed
@@ -142,6 +158,10 @@ class ProcessGroup:
             for item in self._managed:
                 item.process.wait()
 
+    def runs(self, name: str) -> bool:
+        """Whether the process of this name was started and has not ended."""
+        return any(item.name == name and item.process.poll() is None for item in self._managed)
+
     def running(self) -> list[str]:
         """Names of the programs that the group's processes and their descendants run at present."""
         self._look()
@@ -162,6 +182,25 @@ class ProcessGroup:
                     self._seen.setdefault((process.pid, process.create_time()), process)
             except (OSError, psutil.Error):
                 continue
+
+
+def end_leftovers(mark: Path, grace_s: float = 10.0) -> list[str]:
+    """Ends what a killed owner of a group with this mark has left running; returns the programs' names.
+
+    Args:
+        grace_s: seconds between SIGTERM and SIGKILL; a site's daemon needs up to 10 to end between two steps.
+    """
+    left = [process for process in psutil.process_iter() if process.pid != os.getpid() and _marked(process, mark)]
+    names = sorted(_program(process) for process in left)
+    _end(left, grace_s)
+    return names
+
+
+def _marked(process: psutil.Process, mark: Path) -> bool:
+    try:
+        return _alive(process) and process.environ().get(MARK) == str(mark)
+    except psutil.Error:  # gone, or another user's
+        return False
 
 
 class _SignalsHeld:

@@ -1,17 +1,26 @@
-"""`fedmed run`: one experiment from data to an answer.
+"""`fedmed run` and `fedmed resume`: one experiment from data to an answer, also over several starts.
 
-    prepare data -> start (or find) the federation -> follow its rounds -> conclude (merge, register, serve, ask, report)
+    prepare data -> start (or find) the federation -> see its rounds through -> conclude (merge, register, serve, ask, report)
 
     run_experiment(load_experiment("demo"), Path("runs"), Console())
+    resume_run(Path("runs/demo"), Console())
 
-Everything up to the last committed round is in the run's folder, so `aggregator.conclude` can do the rest again. That
-module needs torch, PEFT and MLflow, which take seconds to import: it is imported while the hospitals get ready.
+Everything up to the last committed round is in the run's folder: its key, its data, the sites with their ledgers and stored
+results, the rounds. So a run can be gone on with after any end, and `aggregator.conclude` can do its part again. That module
+needs torch, PEFT and MLflow, which take seconds to import: it is imported while the hospitals get ready.
+
+| resumed                                | what happens                                                                     |
+| -------------------------------------- | -------------------------------------------------------------------------------- |
+| rounds are missing                     | the federation is started on the same folder, and goes on after the last round   |
+| a site finished training meanwhile     | it is given the same task, and hands its stored result over: nothing is spent    |
+| no round is missing                    | concluded again: the same version, a new report                                  |
+| another `fedmed` works on the folder   | FederationError naming its process                                               |
+| a killed `fedmed run` left processes   | they are ended first; with --superlink, a server app at work is followed         |
 """
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,10 +29,13 @@ from typing import Any
 from rich.console import Console
 
 from aggregator import prepare
-from aggregator.flower_runs import follow, stop_run, submit
 from aggregator.live import LiveView
-from aggregator.local import LocalFederation, start_local_federation
-from aggregator.processes import ProcessGroup
+from aggregator.local import start_local_federation
+from aggregator.locks import COMMAND_LOCK, hold
+from aggregator.processes import ProcessGroup, end_leftovers
+from aggregator.rounds import RoundStore
+from aggregator.sockets import socket_folder
+from aggregator.supervise import Target, see_through
 from fedmed.config import Experiment
 from fedmed.errors import FederationError, RegistryError
 
@@ -39,26 +51,65 @@ def run_experiment(experiment: Experiment, runs_dir: Path, console: Console, *, 
     Raises:
         FedMedError: and whatever was started has been ended again.
     """
-    started = time.monotonic()
     folder = prepare.new_run_folder(experiment, runs_dir)
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
-    data = prepare.write_data(experiment, folder, with_sites=not superlink)
-    run = {"key": prepare.new_run_key(experiment), "data_source": data.source, "notes": list(data.notes)}
-    prepare.write_json(folder / "run.json", run)
-    for note in data.notes:
-        console.print(f"data: {note}", highlight=False, soft_wrap=True)
-    if not superlink:
-        sites = ", ".join(experiment.partition.sites)
-        console.print(
-            f"starting a SuperLink, and a site daemon and a connector for each of {sites}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    with tempfile.TemporaryDirectory(prefix="fedmed-") as sockets, ProcessGroup(folder / "logs") as processes:
-        local = None if superlink else start_local_federation(experiment, folder, Path(sockets), processes)
-        threading.Thread(target=_warm_up, args=(experiment, runs_dir), daemon=True).start()
-        _follow_rounds(experiment, folder, local or superlink, processes, console)
-    prepare.write_json(folder / "run.json", run | {"federation_s": time.monotonic() - started})
+    with hold(folder / COMMAND_LOCK, "another command"):
+        data = prepare.write_data(experiment, folder, with_sites=not superlink)
+        run = {"key": prepare.new_run_key(experiment), "data_source": data.source, "notes": list(data.notes)}
+        prepare.write_json(folder / "run.json", run)
+        for note in data.notes:
+            console.print(f"data: {note}", highlight=False, soft_wrap=True)
+        return _run_to_the_end(experiment, folder, console, superlink)
+
+
+def resume_run(folder: Path, console: Console, *, superlink: str = "") -> dict[str, Any]:
+    """Go on with a run after its last committed round, and conclude it; returns the report.
+
+    Args:
+        folder: absolute, of a run.
+        superlink: as for `run_experiment`; where its ServerApp still works, that one is followed.
+
+    Raises:
+        FedMedError: `folder` is not a run's, another command works on it, or as `run_experiment`.
+    """
+    experiment, _ = prepare.read_run(folder)
+    with hold(folder / COMMAND_LOCK, "another command"):
+        if left := end_leftovers(folder):
+            console.print(f"ended what an earlier start had left running: {', '.join(left)}", highlight=False)
+        done = max(0, len(RoundStore(folder / "rounds").records()) - 1)
+        if done == experiment.training.rounds:
+            return _conclude(folder, console)
+        if not superlink and not (folder / "sites").is_dir():
+            raise FederationError(
+                f"the sites of {folder.name} were started elsewhere", f"fedmed resume {folder} --superlink ADDRESS"
+            )
+        return _run_to_the_end(experiment, folder, console, superlink)
+
+
+def _run_to_the_end(experiment: Experiment, folder: Path, console: Console, superlink: str) -> dict[str, Any]:
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(ProcessGroup(folder / "logs", mark=folder))
+        target = Target(superlink)
+        if not superlink:
+            sites = ", ".join(experiment.partition.sites)
+            console.print(
+                f"starting a SuperLink, and a site daemon and a connector for each of {sites}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            sockets = stack.enter_context(socket_folder(folder))
+            target = Target.of(start_local_federation(experiment, folder, sockets, processes))
+        threading.Thread(target=_warm_up, args=(experiment, folder.parent), daemon=True).start()
+        with LiveView(console, experiment) as view:
+            see_through(folder, target, view)
+    _, run = prepare.read_run(folder)
+    federation_s = run.get("federation_s", 0.0) + time.monotonic() - started
+    prepare.write_json(folder / "run.json", run | {"federation_s": federation_s})
+    return _conclude(folder, console)
+
+
+def _conclude(folder: Path, console: Console) -> dict[str, Any]:
     from aggregator.conclude import conclude_run
 
     return conclude_run(folder, console)
@@ -71,28 +122,3 @@ def _warm_up(experiment: Experiment, runs_dir: Path) -> None:
 
     with contextlib.suppress(RegistryError):  # a store that is down is told when it is needed
         open_registry(experiment.registry.uri, runs_dir).versions(experiment.registry.name)
-
-
-def _follow_rounds(
-    experiment: Experiment, folder: Path, target: LocalFederation | str, processes: ProcessGroup, console: Console
-) -> None:
-    """Submit the run and show its events until it has finished; a run that we leave early is stopped.
-
-    Args:
-        target: the federation started here, or the control address of another one.
-    """
-    local = target if isinstance(target, LocalFederation) else None
-    run = submit(local.control if local else str(target), folder, folder / "flower", local=bool(local))
-    finished = False
-    try:
-        with LiveView(console, experiment) as view:
-            if local:
-                local.wait_until_ready()  # the ServerApp loads its model meanwhile
-            for event in follow(run, folder / "events.jsonl", processes):
-                view.handle(event)
-                if event["kind"] == "failed":
-                    raise FederationError(event["message"], event.get("hint") or f"see the logs in {folder / 'logs'}")
-        finished = True
-    finally:
-        if not finished and not local:
-            stop_run(run)

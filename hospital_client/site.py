@@ -14,6 +14,8 @@ Knows no torch: training comes in as a `Trainer`.
 | other base model, or tensors that do not fit   | model                     | no                                |
 | above the budget                               | budget_exhausted          | no                                |
 | another task is being trained                  | federation, retry         | no                                |
+| this very task is being trained, for a server  | its result, when it is    | nothing more                      |
+| that died since: another one asks for it again | there                     |                                   |
 | ledger cannot be written                       | ledger                    | only if the reservation was on disk |
 | any fault while training                       | failed                    | yes, for good                     |
 | the daemon is told to stop while training      | federation, retry         | yes, for good                     |
@@ -129,6 +131,7 @@ class Site:
         self._results = results
         self._trainer = trainer
         self._training = threading.Lock()
+        self._in_training = ""  # hash of the task that holds the lock
         self._stop = threading.Event()
         ledger.enrol(cohort.name, cohort.members)
 
@@ -177,16 +180,28 @@ class Site:
         return encode(self.release.info(task.run))
 
     def _answer_train(self, task: TrainTask, payload: memoryview, task_sha256: str) -> bytes:
+        waited = self._wait_for_same(task_sha256)
         if (stored := self._results.load(task_sha256)) is not None:
             return self._resend(task, task_sha256, stored)
+        if waited:
+            raise Busy("the site trained this task a moment ago and has no result; what was reserved stays spent")
         if self.stopping or not self._training.acquire(blocking=False):
             raise Busy("the site is shutting down" if self.stopping else "the site is training another task")
         try:
+            self._in_training = task_sha256
             self.progress.run, self.progress.round, self.progress.training = task.run, task.round, True
             return self._train(task, payload, task_sha256)
         finally:
+            self._in_training = ""
             self.progress.training = False
             self._training.release()
+
+    def _wait_for_same(self, task_sha256: str) -> bool:
+        """Whether this very task was being trained; if so, that is over when this returns."""
+        if self._in_training != task_sha256:
+            return False
+        with self._training:
+            return True
 
     def _resend(self, task: TrainTask, task_sha256: str, stored: bytes) -> bytes:
         """The stored result; finishes a commit that a crash cut off after the result was stored."""

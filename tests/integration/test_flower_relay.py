@@ -13,7 +13,7 @@ import psutil
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from aggregator.events import read_events
+from aggregator.events import EventReader, read_events
 from aggregator.flower_runs import BUNDLE, follow, submit
 from aggregator.launcher import start_superlink, start_supernode
 from aggregator.processes import Managed, ProcessGroup
@@ -115,7 +115,7 @@ def test_a_site_dies_in_the_middle_of_a_round_and_the_others_go_on(run_dir: Path
         superlink = start_superlink(group, flower)
         nodes = {site: start_supernode(group, site, superlink.fleet, sockets / site, flower) for site in SITES}
         run = submit(superlink.control, run_dir, flower)
-        for event in follow(run, run_dir / "events.jsonl", group):
+        for event in follow(run, EventReader(run_dir / "events.jsonl"), group):
             if event["kind"] == "round_started" and event["round"] == 1:
                 wait_until_training(fakes["valley"], 1)
                 maps += libraries_of_running_relays()
@@ -152,7 +152,7 @@ def test_an_adapter_of_100_mb_passes_unchanged(tmp_path: Path, sockets: Path):
         superlink = start_superlink(group, flower)
         start_supernode(group, "north", superlink.fleet, sockets / "north", flower)
         run = submit(superlink.control, tmp_path, flower, bundle=Path(__file__).parent / "big-frame")
-        list(follow(run, tmp_path / "events.jsonl", group))
+        list(follow(run, EventReader(tmp_path / "events.jsonl"), group))
     found = json.loads((tmp_path / "found.json").read_text())
     print("seconds of small exchanges, then of 100 MB:", found["seconds"])
     assert found["type"] == "train_result"
@@ -165,7 +165,7 @@ def test_a_server_app_that_cannot_start_says_why(run_dir: Path):
     with ProcessGroup(run_dir / "logs") as group:
         superlink = start_superlink(group, run_dir / "flower")
         run = submit(superlink.control, run_dir, run_dir / "flower")
-        last = list(follow(run, run_dir / "events.jsonl", group))[-1]
+        last = list(follow(run, EventReader(run_dir / "events.jsonl"), group))[-1]
         assert last["kind"] == "failed"
         assert "problems in the configuration" in last["message"]
 
@@ -174,7 +174,7 @@ def test_a_killed_superlink_is_noticed(run_dir: Path):
     with ProcessGroup(run_dir / "logs") as group:
         superlink = start_superlink(group, run_dir / "flower")
         run = submit(superlink.control, run_dir, run_dir / "flower")
-        stream = follow(run, run_dir / "events.jsonl", group)
+        stream = follow(run, EventReader(run_dir / "events.jsonl"), group)
         assert next(stream)["kind"] in ("zero_shot", "waiting")
         (server,) = [p for p in psutil.Process().children() if "aggregator.superlink_main" in p.cmdline()]
         server.kill()

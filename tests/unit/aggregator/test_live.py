@@ -30,7 +30,13 @@ EVENTS: list[dict[str, Any]] = [
     {"kind": "warning", "round": 1, "message": "the certificate [bold]ends[/bold] in 9 days"},
     {"kind": "round_committed", "round": 1, "accuracy": 0.75, "replies": 2, "skipped": False, "seconds": 5.0},
 ]
-ENDS: list[dict[str, Any]] = [{"kind": "finished"}, {"kind": "failed", "message": "the quorum was not met"}]
+ENDS: list[dict[str, Any]] = [
+    {"kind": "interrupted", "message": "ReadTimeout: nothing came"},
+    {"kind": "restarting", "message": "superlink ended with status -9", "wait_s": 1.5, "attempt": 1, "limit": 5},
+    {"kind": "resumed", "round": 1, "rounds": 5},
+    {"kind": "finished"},
+    {"kind": "failed", "message": "the quorum was not met"},
+]
 
 
 def show(terminal: bool, *overrides: str, events: list[dict[str, Any]] = EVENTS) -> tuple[str, LiveView]:
@@ -76,7 +82,7 @@ def test_every_kind_has_a_line_and_unknown_ones_do_no_harm() -> None:
     assert {event["kind"] for event in EVENTS + ENDS} == set(KINDS)
     assert all(plain_line(event) for event in EVENTS + ENDS)
     text, view = show(False, events=[*EVENTS, {"kind": "from_the_future"}, {}, *ENDS])
-    assert len(text.splitlines()) == len(EVENTS) + 2 and view.progress.state == "failed"
+    assert len(text.splitlines()) == len(EVENTS) + len(ENDS) and view.progress.state == "failed"
 
 
 def test_no_privacy_is_said_before_anything_else() -> None:

@@ -275,6 +275,32 @@ def test_one_task_at_a_time_and_a_stopped_one_stays_spent(bench: Bench) -> None:
     assert site.epsilon_spent() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_task_asked_for_again_while_it_is_trained_waits_for_that(bench: Bench, stopped: bool) -> None:
+    """Its server died and another one sends the same bytes: one training, one reservation, and both get its result."""
+    site = bench.start(trainer=EchoTrainer(wait=True))
+    frame, answers = encode(example_task(), PAYLOAD), []
+    first = threading.Thread(target=lambda: answers.append(site.handle(frame)))
+    first.start()
+    assert bench.trainer.training.wait(10)
+    again = threading.Thread(target=lambda: answers.append(site.handle(frame)))
+    again.start()
+    again.join(0.2)
+    assert again.is_alive()
+    if stopped:
+        site.stop()
+    else:
+        bench.trainer.release.set()
+    for thread in (first, again):
+        thread.join(10)
+    assert bench.trainer.rounds_trained == 1 and site.epsilon_spent() == pytest.approx(1.0)
+    messages = [decode(answer)[0] for answer in answers]
+    if not stopped:
+        assert answers[0] == answers[1] and bench.audit[-1]["decision"] == "resent"
+    else:
+        assert all(isinstance(message, Refusal) and message.retry for message in messages)
+
+
 def test_a_torn_audit_line_does_not_swallow_the_next(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_bytes(b'{"decision": "acc')
