@@ -99,16 +99,23 @@ class EchoTrainer:
         fault: raised when the round is trained.
         prepare_fault: raised when the task is checked, before the data is touched.
         wait: the round goes on until `release` is set, or until it is told to stop.
+        kept: what a round leaves at the site.
     """
 
     base_name = "fedmed-tiny"
     base_sha256 = BASE_SHA256
 
     def __init__(
-        self, *, fault: Exception | None = None, prepare_fault: Exception | None = None, wait: bool = False
+        self,
+        *,
+        fault: Exception | None = None,
+        prepare_fault: Exception | None = None,
+        wait: bool = False,
+        kept: bytes = b"",
     ) -> None:
         self.fault = fault
         self.prepare_fault = prepare_fault
+        self.kept = kept
         self.lot_sizes: list[float] = []
         self.rounds_trained = 0
         self.training = threading.Event()
@@ -130,6 +137,6 @@ class EchoTrainer:
             while not self.release.wait(0.01):
                 if should_stop():
                     raise FederationError("the round was stopped before its last step")
-            return Trained(incoming)
+            return Trained(incoming, kept=self.kept)
 
         return train_round

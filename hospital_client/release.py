@@ -139,10 +139,14 @@ _GENERIC = "the site could not do the task ({code}); the site's log has the deta
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a round leaves to be released: adapter tensors as bytes, and counts where the task asked for them."""
+    """What a round leaves to be released: adapter tensors as bytes, and counts where the task asked for them.
+
+    `kept`: safetensors bytes that stay at the site for the run's next round; empty when there is nothing to keep.
+    """
 
     payload: bytes
     counts: NoisyCounts = NO_COUNTS
+    kept: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """The last results of a site, so that a task that is sent again is answered again instead of trained again.
 
 task SHA-256 -> results/<task SHA-256>.frame, written whole or not at all; the oldest are removed
+
+What the site keeps of a round for itself (hospital_client/kept.py) is stored and taken over together with its result.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ from pathlib import Path
 from fedmed.errors import WireError
 from fedmed.messages import TrainResult, decode
 from hospital_client.files import write_atomic
+from hospital_client.kept import Kept, KeptStore
 
 KEEP = 4
 
 
 class ResultStore:
-    """Result frames on disk, the last `keep` of them."""
+    """Result frames on disk, the last `keep` of them. What is kept lies beside `folder`."""
 
     def __init__(self, folder: Path, keep: int = KEEP) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -23,16 +26,27 @@ class ResultStore:
             part.unlink(missing_ok=True)
         self._folder = folder
         self._keep = keep
+        self._kept = KeptStore(folder.parent / "kept")
+        self._kept.settle(lambda task_sha256: self._read(task_sha256) is not None)
 
-    def save(self, task_sha256: str, frame: bytes) -> None:
-        """Stores a result; durable when this returns."""
+    def save(self, task_sha256: str, frame: bytes, kept: Kept | None = None) -> None:
+        """Stores a result, and what its round leaves at the site; durable when this returns."""
+        if kept is not None:
+            self._kept.put_aside(kept, task_sha256)
         write_atomic(self._path(task_sha256), frame)
+        self._kept.take_over(task_sha256)
         stored = sorted(self._folder.glob("*.frame"), key=lambda path: path.stat().st_mtime_ns)
         for path in stored[: -self._keep]:
             path.unlink(missing_ok=True)
 
     def load(self, task_sha256: str) -> bytes | None:
         """The stored result of this very task, or None; a damaged one is as good as none."""
+        frame = self._read(task_sha256)
+        if frame is not None:
+            self._kept.take_over(task_sha256)  # where the disk failed just after the result was stored
+        return frame
+
+    def _read(self, task_sha256: str) -> bytes | None:
         try:
             frame = self._path(task_sha256).read_bytes()
             message, _ = decode(frame)

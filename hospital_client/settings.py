@@ -8,6 +8,7 @@ DIR (0700)
   ledger.jsonl                what was spent            audit.jsonl   what was decided
   consent.jsonl               who withdrew consent
   results/                    the last results, to send again            daemon.log daemon.lock
+  kept/RUN/                   the site's own tensors of a run, where its method has some
 WITNESS/ledger.jsonl consent.jsonl    the same lines once more, outside DIR: a journal put back from a backup is noticed
 """
 

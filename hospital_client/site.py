@@ -37,6 +37,7 @@ from fedmed.data.manifest import Manifest
 from fedmed.errors import FederationError, FedMedError, WireError
 from fedmed.messages import DescribeTask, Message, TrainTask, decode, encode, sha256_hex
 from hospital_client.audit import Audit
+from hospital_client.kept import Kept
 from hospital_client.ledger import Ledger, Reservation, Spending
 from hospital_client.policy import Policy, check_cohort, check_task
 from hospital_client.release import Busy, Release, Trained, came_before_the_data, cohort_hash, refusal
@@ -229,7 +230,8 @@ class Site:
         seconds = round(time.monotonic() - started, 3)
         frame = encode(self.release.result(task, task_sha256, trained.counts), trained.payload)
         # Stored before it is committed: a crash in between loses no round, and the reservation counts either way.
-        self._results.save(task_sha256, frame)
+        kept = Kept(task.run, task.round, trained.kept) if trained.kept else None
+        self._results.save(task_sha256, frame, kept)
         self.ledger.commit(reservation, sha256_hex(frame))
         self._audit.write(
             "released",

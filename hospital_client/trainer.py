@@ -9,7 +9,8 @@ makes it in the background.
 | base_sha256                  | the hash of the site's own copy                     | TaskMismatch          |
 | payload's keys, shapes       | the adapter that task.lora makes of that model      | TaskMismatch          |
 | frozen_sha256                | the tensors that the site draws from init_seed      | TaskMismatch          |
-| payload that lacks tensors   | only allowed with a frozen_sha256                   | TaskMismatch          |
+| payload that lacks tensors   | only allowed with a frozen_sha256; personal tensors | TaskMismatch          |
+|                              | are the site's own and never come in                |                       |
 
 Patients who withdrew consent are left out of every draw; consent.jsonl that cannot be trusted is a LedgerError.
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedmed.data.manifest import Manifest
-from fedmed.errors import ModelError, PrivacyError
+from fedmed.errors import ModelError, PrivacyError, WireError
 from fedmed.messages import TrainTask, sha256_hex
 from fedmed.models.adapter import State, decode_state, encode_state
 from fedmed.models.base import load_base
@@ -29,6 +30,7 @@ from fedmed.training.adapted import AdaptedBase
 from fedmed.training.local_round import LocalTrainer
 from fedmed.training.steps import RoundPlan
 from hospital_client.consent import Withdrawals
+from hospital_client.kept import KeptStore
 from hospital_client.release import TaskMismatch, Trained
 from hospital_client.settings import SiteFolder
 from hospital_client.site import ShouldStop, TrainRound
@@ -58,6 +60,7 @@ class SiteTrainer:
         self._load_base = load
         self._manifest = manifest
         self._random = SecureRandom()
+        self._kept = KeptStore(folder.root / "kept")
         self._withdrawn = Withdrawals(folder.consent, manifest.pseudonyms(folder.key))
         self._load(next(iter(folder.settings.base_models)))
 
@@ -78,14 +81,15 @@ class SiteTrainer:
             frozen_sha256=task.frozen_sha256,
             personal=tuple(kind for kind in task.trainable if kind not in task.returned),
         )
-        state = self._check_adapter(plan, payload, task.init_seed)
+        state = self._check_adapter(plan, payload, self._own_tensors(task, plan.personal), task.init_seed)
         local, random = self._local, self._random_of(task)
 
         def train_round(should_stop: ShouldStop) -> Trained:
             counts = local.count(plan, state, task.init_seed, should_stop, random)
             trained = local.train(plan, state, task.init_seed, should_stop, random)
             returned = {key: value for key, value in trained.items() if kind_of(key) in task.returned}
-            return Trained(encode_state(returned, task.dtype), counts)
+            own = {key: value for key, value in trained.items() if key not in returned}
+            return Trained(encode_state(returned, task.dtype), counts, encode_state(own, "float32") if own else b"")
 
         return train_round
 
@@ -108,12 +112,27 @@ class SiteTrainer:
                 "give site and consortium the same checkpoint, and site.yaml its name",
             )
 
-    def _check_adapter(self, plan: RoundPlan, payload: memoryview, init_seed: int) -> State:
+    def _own_tensors(self, task: TrainTask, personal: tuple[str, ...]) -> State:
+        """The site's personal tensors as its last round of the run left them; none before the first."""
+        path = self._kept.before(task.run, task.round) if personal else None
+        if path is None:
+            return {}
         try:
-            state = decode_state(payload)
+            state = decode_state(path.read_bytes())
+        except (OSError, WireError, ModelError) as error:
+            hint = "delete it to start from the round before, or from the first values"
+            raise ModelError(f"the site's own tensors in {path} cannot be read", hint) from error
+        return {key: value for key, value in state.items() if kind_of(key) in personal}
+
+    def _check_adapter(self, plan: RoundPlan, payload: memoryview, own: State, init_seed: int) -> State:
+        try:
+            incoming = decode_state(payload)
+            state = incoming | own
             lacking = self._local.check(plan, state, init_seed)
         except (ModelError, PrivacyError) as error:  # names tensors, layers and hashes: nothing of the site
             raise TaskMismatch(error.message, error.hint) from error
+        if stray := [key for key in incoming if kind_of(key) in plan.personal]:
+            raise TaskMismatch(f"the task's adapter holds {stray[0]} ({len(stray)} such), which it leaves to the site")
         if lacking and not plan.frozen_sha256:
             raise TaskMismatch(f"the task's adapter lacks {len(lacking)} tensors and has no frozen_sha256 for them")
         return state

@@ -22,6 +22,7 @@ from hospital_client.fakes import (
     journal_files,
     linear_epsilon,
 )
+from hospital_client.kept import KeptStore
 from hospital_client.ledger import Ledger
 from hospital_client.policy import Policy
 from hospital_client.release import TaskMismatch
@@ -134,6 +135,27 @@ def test_only_the_last_results_are_kept(bench: Bench) -> None:
     site._results.save("0" * 64, b"x")
     site._results.save("1" * 64, b"x")
     assert len(list((bench.root / "results").iterdir())) == 4
+
+
+def test_a_round_that_fails_keeps_nothing_and_one_that_is_sent_again_moves_nothing(bench: Bench) -> None:
+    """What is kept follows the results that were given: rounds 1 and 3 here, of which the last two stay."""
+    store = KeptStore(bench.root / "kept")
+
+    def newest() -> bytes | None:
+        path = store.before("run-1", 99)
+        return path and path.read_bytes()
+
+    for number, fault in ((1, None), (2, RuntimeError("killed")), (3, None)):
+        site = bench.start(trainer=EchoTrainer(fault=fault, kept=b"own %d" % number))
+        ask(site, example_task(round=number))
+        assert newest() == (b"own 1" if number < 3 else b"own 3")
+    site = bench.start(trainer=EchoTrainer(kept=b"never"))
+    assert isinstance(ask(site, example_task(round=1)), TrainResult)
+    assert newest() == b"own 3"
+    assert sorted(path.name for path in (bench.root / "kept" / "run-1").iterdir()) == ["1.safetensors", "3.safetensors"]
+    earlier = store.before("run-1", 3)
+    assert earlier is not None and earlier.read_bytes() == b"own 1"
+    assert store.before("run-1", 1) is None and store.before("run-2", 9) is None
 
 
 def test_the_budget_is_refused_before_the_trainer_runs(bench: Bench) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from helpers_training import plan
 
 from fedmed.data.manifest import Manifest, read_pseudonyms
-from fedmed.errors import LedgerError
-from fedmed.messages import LoraSpec
+from fedmed.errors import LedgerError, ModelError
+from fedmed.messages import LoraSpec, OptimizerSpec, TrainTask
 from fedmed.models.adapter import State, adapter_state, add_adapter, decode_state, encode_state, state_sha256
 from fedmed.models.kinds import kind_of
 from hospital_client.consent import WITHDRAW, record
 from hospital_client.fakes import example_task
+from hospital_client.kept import Kept, KeptStore
+from hospital_client.release import TaskMismatch, Trained
 from hospital_client.setup import create_site
 from hospital_client.trainer import SiteTrainer
 
@@ -40,8 +45,13 @@ class Hospital:
         task = example_task(
             lora=SMALL, base_sha256=self.trainer.base_sha256, round=number, insecure_noise_seed=seed, steps=1, **changes
         )
-        payload = memoryview(encode_state(self.start, "float32"))
-        return self.trainer.prepare(task, payload, lot_size=2.0)(lambda: False).payload
+        return self.trained(task).payload
+
+    def trained(self, task: TrainTask) -> Trained:
+        """A round from the start, of which the task's personal kinds do not come in."""
+        personal = set(task.trainable) - set(task.returned)
+        sent = {key: value for key, value in self.start.items() if kind_of(key) not in personal}
+        return self.trainer.prepare(task, memoryview(encode_state(sent, "float32")), lot_size=2.0)(lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +69,44 @@ def test_a_test_seed_repeats_a_round_bit_for_bit_and_nothing_else_does(north: Ho
 
 def test_only_what_is_asked_for_leaves(north: Hospital) -> None:
     whole = decode_state(north.train(seed=3))
-    half = decode_state(north.train(seed=3, returned=("lora_A",)))
+    half = decode_state(north.train(seed=3, returned=("lora_A",)))  # B is personal, and zero at first as in the whole
     assert set(half) == {key for key in whole if kind_of(key) == "lora_A"} < set(whole)
     assert state_sha256(half) == state_sha256({key: whole[key] for key in half})  # noise and clipping are of the whole
+
+
+def test_personal_tensors_stay_here_and_are_where_the_next_round_starts(north: Hospital) -> None:
+    north.trainer._local.close()
+    everybody = {"mode": "none", "steps": 2, "sample_rate": 1.0, "records_per_patient": 99}
+    base = north.trainer.base_sha256
+    task = example_task(run="personal", lora=SMALL, base_sha256=base, returned=("lora_A",), **everybody)
+    task = replace(task, optimizer=OptimizerSpec("sgd", 0.1, 0.0, 0.0, keep_state=False))
+    first = north.trained(task)
+    own = decode_state(first.kept)
+    assert own and {kind_of(key) for key in own} == {"lora_B"} and all(bool(value.any()) for value in own.values())
+    assert north.trained(task).kept == first.kept  # nothing was stored: the round starts where it did
+
+    store = KeptStore(north.trainer._folder.root / "kept")
+    store.put_aside(Kept(task.run, 1, first.kept), "a" * 64)
+    assert north.trained(replace(task, round=2)).kept == first.kept  # put aside, and its result not stored
+    store.take_over("a" * 64)
+    second = north.trained(replace(task, round=2))
+    whole = replace(plan("none", steps=2, lora=SMALL, lot=2.0, optimizer=task.optimizer), privacy=task.privacy)
+    expected = north.trainer._local.train(whole, north.start | own, 0)
+    torch.testing.assert_close(decode_state(second.kept), {key: expected[key] for key in own})
+    assert north.trained(task).kept == first.kept  # of the first round there is none before
+
+    damaged = store.before(task.run, 2)
+    assert damaged is not None
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"own tensors in .* cannot be read") as caught:
+        north.trained(replace(task, round=2))
+    assert not isinstance(caught.value, TaskMismatch)  # the path stays here
+
+
+def test_a_task_that_sends_what_it_leaves_to_the_site_is_refused(north: Hospital) -> None:
+    task = example_task(lora=SMALL, base_sha256=north.trainer.base_sha256, returned=("lora_A",))
+    with pytest.raises(TaskMismatch, match=r"lora_B.* which it leaves to the site"):
+        north.trainer.prepare(task, memoryview(encode_state(north.start, "float32")), lot_size=2.0)
 
 
 def test_rounds_and_sites_of_one_seed_differ(tmp_path: Path, north: Hospital, phantom_manifest: Manifest) -> None:
