@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from helpers_kills import KILLED, KINDS, Killer, Tell, child, kill_everywhere
 
-from fedmed.messages import TrainResult, decode, encode, sha256_hex
+from fedmed.messages import TrainResult, decode, encode
 from hospital_client.audit import Audit
 from hospital_client.consent import RESTORE, WITHDRAW, read_consent, record, withdrawn
 from hospital_client.fakes import (
@@ -23,132 +24,10 @@ from hospital_client.fakes import (
     linear_epsilon,
 )
 from hospital_client.journal import Journal
-from hospital_client.kept import Kept, KeptStore
 from hospital_client.ledger import Ledger, Spending
 from hospital_client.results import ResultStore
 from hospital_client.site import Site
 from hospital_client.witness import JournalFiles
-
-CALLS = ("open", "write", "fsync", "ftruncate", "replace", "mkdir", "unlink", "close")
-# How a process ends, and at which calls: what the others leave behind is what one of these does.
-KINDS = {"before": CALLS, "torn": ("write",), "power": ("write", "fsync", "ftruncate", "replace")}
-KILLED = 9
-Tell = Callable[[str], None]
-
-
-@pytest.fixture(autouse=True)
-def without_the_disks_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system outlives the process here, so fsync is only counted, and what it promises is kept by `Killer`."""
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-
-
-class Killer:
-    """Replaces the functions of `os`; the n-th call of those in KINDS is the process's last.
-
-    before: the call is not made. torn: of a write the first half is made. power: the call is made; what was written to a
-    file since its last fsync is lost, save for a part of it. `synced`: what is for good of each file that an earlier
-    process left without fsync, by inode.
-    """
-
-    def __init__(self, number: int, kind: str, synced: dict[int, int]) -> None:
-        self.left = number
-        self.before = synced
-        self.kind = kind
-        self.real = {name: getattr(os, name) for name in CALLS}
-        self.synced: dict[int, int] = {}
-        for name in CALLS:
-            setattr(os, name, self._wrapped(name))
-
-    def _wrapped(self, name: str) -> Callable[..., object]:
-        real = self.real[name]
-
-        def call(*arguments: object, **options: object) -> object:
-            self.left -= name in KINDS[self.kind]
-            if self.left == 0:
-                self._die(name, *arguments, **options)
-            result = real(*arguments, **options)
-            if name == "open":
-                found = os.fstat(result)
-                self.synced[result] = self.before.get(found.st_ino, found.st_size)
-            if name == "fsync":
-                self.synced[arguments[0]] = os.fstat(arguments[0]).st_size
-            if name == "ftruncate":
-                self.synced[arguments[0]] = min(self.synced[arguments[0]], arguments[1])
-            return result
-
-        return call
-
-    def _die(self, name: str, *arguments: object, **options: object) -> None:
-        if self.kind == "power":
-            self.real[name](*arguments, **options)
-        if self.kind == "torn":
-            self.real[name](arguments[0], arguments[1][: len(arguments[1]) // 2])  # type: ignore[index]
-        if self.kind == "power":
-            self._lose()
-        os._exit(KILLED)
-
-    def _lose(self) -> None:
-        for fd, size in self.synced.items():
-            try:
-                now = os.fstat(fd).st_size
-                if now > size:
-                    self.real["ftruncate"](fd, size + (now - size) // 3)
-            except OSError:  # closed, or opened to read
-                continue
-
-
-@contextmanager
-def child() -> Iterator[tuple[int, Tell, Callable[[], tuple[int, list[str]]]]]:
-    """Forks. Yields 0 in the child and its `tell`; in the parent `wait`, which gives exit code and what was told."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    real_write = os.write
-    try:
-        yield pid, lambda word: real_write(writer, f"{word}\n".encode()) and None, lambda: _wait(pid, reader, writer)
-        if pid == 0:
-            os._exit(0)
-    except BaseException:
-        if pid == 0:
-            os._exit(1)
-        raise
-
-
-def _wait(pid: int, reader: int, writer: int) -> tuple[int, list[str]]:
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        told = pipe.read().split()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), told
-
-
-def kill_everywhere(
-    tmp_path: Path,
-    prepare: Callable[[Path], dict[int, int] | None],
-    run: Callable[[Path, Tell], None],
-    check: Callable[[Path, list[str]], None],
-) -> int:
-    """Runs `run` in a fresh folder for every kind and number of call, then `check`. Returns how many calls there are.
-
-    `prepare` fills the folder and may say what of its files is on disk for good, by inode; else all of it is.
-    """
-    calls = 0
-    for kind in KINDS:
-        for number in range(1, 1000):
-            folder = tmp_path / f"{kind}-{number}"
-            folder.mkdir()
-            synced = prepare(folder) or {}
-            with child() as (pid, tell, wait):
-                if pid == 0:
-                    Killer(number, kind, synced)
-                    run(folder, tell)
-                    os._exit(0)
-                code, told = wait()
-            assert code in (0, KILLED), (kind, number)
-            check(folder, told)
-            if code == 0:
-                break
-        assert number < 999
-        calls = max(calls, number)
-    return calls
 
 
 def spending(round: int) -> Spending:
@@ -314,34 +193,6 @@ def test_a_site_killed_at_every_call_of_a_task_trains_nothing_unreserved_and_ans
                 assert len(entries.reservations) == before  # the stored result, again
 
     assert kill_everywhere(tmp_path, lambda folder: Ledger.create(journal_files(folder)), run, check) > 20
-
-
-def test_what_a_round_keeps_is_in_step_with_its_result_killed_at_every_call(tmp_path: Path) -> None:
-    """The next round starts from this round's tensors exactly when this round's result can be handed over."""
-    tasks = {number: encode(example_task(round=number), b"the adapter") for number in (1, 2)}
-    hashes = {number: sha256_hex(frame) for number, frame in tasks.items()}
-
-    def save(store: ResultStore, number: int) -> None:
-        result = TrainResult("run-1", number, "north", hashes[number], 60, 10, 1.0, 1e-5, 1.0, "")
-        store.save(hashes[number], encode(result, b"trained"), Kept("run-1", number, b"own tensors %d" % number))
-
-    def prepare(folder: Path) -> None:
-        save(ResultStore(folder / "results"), 1)
-
-    def run(folder: Path, tell: Tell) -> None:
-        save(ResultStore(folder / "results"), 2)
-        tell("stored")
-
-    def check(folder: Path, told: list[str]) -> None:
-        store = ResultStore(folder / "results")
-        newest = KeptStore(folder / "kept").before("run-1", 3)
-        stored = store.load(hashes[2]) is not None
-        assert stored or "stored" not in told
-        assert newest is not None and newest.read_bytes() == b"own tensors %d" % (2 if stored else 1)
-        assert {path.suffix for path in newest.parent.iterdir()} == {".safetensors"}
-        assert newest.stat().st_mode & 0o777 == 0o600 and newest.parent.stat().st_mode & 0o777 == 0o700
-
-    assert kill_everywhere(tmp_path, prepare, run, check) > 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
