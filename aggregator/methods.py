@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from fedmed.config import Experiment, Federation, load_experiment
 from fedmed.errors import ConfigError, FederationError
-from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, PLAIN, SAVED
+from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, PLAIN, RESIDUAL, SAVED
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,39 @@ METHODS: dict[str, Method] = {
             kept_basis=True,
             paper="arXiv 2410.01463",
             personal=(LORA_B,),
+        ),
+        Method(
+            "fedex_lora",
+            (PLAIN,),
+            down=(*PLAIN, RESIDUAL),
+            exact=True,
+            linear=False,
+            mixed_ranks=False,
+            shared_basis=False,
+            kept_basis=True,
+            paper="arXiv 2410.09432",
+        ),
+        Method(
+            "flexlora",
+            (PLAIN,),
+            down=PLAIN,
+            exact=False,
+            linear=False,
+            mixed_ranks=True,
+            shared_basis=False,
+            kept_basis=False,
+            paper="arXiv 2402.11505",
+        ),
+        Method(
+            "flora",
+            (PLAIN,),
+            down=(LORA_A, SAVED, RESIDUAL),
+            exact=True,
+            linear=False,
+            mixed_ranks=True,
+            shared_basis=False,
+            kept_basis=False,
+            paper="arXiv 2409.05976",
         ),
     )
 }

@@ -1,6 +1,6 @@
 """The running weighted mean of adapter states, and what is checked of a state before it is folded in. Pure.
 
-    site state, weight -> fold_mean -> running weighted mean
+    site state, weight -> check_update -> fold_mean -> running weighted mean
 
     >>> one = {"m.lora_A.weight": torch.ones(2, 3), "m.lora_B.weight": torch.zeros(4, 2)}
     >>> two = {"m.lora_A.weight": torch.zeros(2, 3), "m.lora_B.weight": torch.ones(4, 2)}
@@ -49,19 +49,46 @@ def select(state: Mapping[str, Tensor], kinds: Sequence[str]) -> State:
 def fold_mean(mean: WeightedMean | None, update: Mapping[str, Tensor], weight: float) -> WeightedMean:
     """The running weighted mean with one more state: mean += (w / W)(x - mean). Reuses the tensors of `mean`.
 
-    Raises:
-        FederationError: the weight is not a positive number, or the tensors differ in name or shape or are not finite.
+    `update` has been checked with `check_update`.
     """
-    if not (math.isfinite(weight) and weight > 0):
-        raise FederationError(f"weight {weight}: expected a finite number > 0")
-    check_finite(update)
     if mean is None:
         return WeightedMean({name: tensor.to(torch.float32, copy=True) for name, tensor in update.items()}, weight)
-    check_layout(update, mean.state)
     total = mean.weight + weight
     for name, tensor in mean.state.items():
         tensor.lerp_(update[name].to(torch.float32), weight / total)
     return WeightedMean(mean.state, total)
+
+
+class TensorMean:
+    """The weighted mean, tensor by tensor, of what is folded in."""
+
+    def __init__(self) -> None:
+        self._mean: WeightedMean | None = None
+
+    def fold(self, update: Mapping[str, Tensor], weight: float) -> None:
+        """Takes one reply, which has been checked."""
+        self._mean = fold_mean(self._mean, update, weight)
+
+    def mean(self) -> State:
+        """The mean; empty when nothing was folded in."""
+        return {} if self._mean is None else self._mean.state
+
+    def result(self, state: State, mean: State) -> State:
+        """The next global state: see aggregator.aggregation.combine."""
+        return {**state, **mean}
+
+
+def check_update(update: Mapping[str, Tensor], weight: float, expected: Mapping[str, Tensor]) -> None:
+    """Refuses what cannot be folded in.
+
+    Raises:
+        FederationError: the weight is not a positive number, or the tensors differ in name or shape from `expected` or are
+            not finite.
+    """
+    if not (math.isfinite(weight) and weight > 0):
+        raise FederationError(f"weight {weight}: expected a finite number > 0")
+    check_layout(update, expected)
+    check_finite(update)
 
 
 def check_layout(update: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

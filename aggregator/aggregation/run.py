@@ -3,25 +3,46 @@
     aggregation = Aggregation(experiment)
     sent = aggregation.for_site(state, rank)                   # what a site starts from
     current = aggregation.begin(number, state, memory, norms)
-    taken = current.add(update, weight, sent)                  # once a reply, as it arrives
+    taken = current.add(update, weight, sent, task)            # once a reply, as it arrives
     state, memory = current.finish()
+
+    reply -> checks -> scaled down to the bound -> method's accumulator, or kept for a robust rule
+    -> mean -> server optimizer -> next state
 
 `memory` is what the aggregator itself carries from round to round (moments of a server optimizer): tensors by name, committed
 with the round. `norms` are those of the updates of earlier rounds, for the bound on this round's.
+
+| case                                    | result                                                              |
+| --------------------------------------- | ------------------------------------------------------------------- |
+| a reply that cannot be taken            | FederationError from `add`; the aggregate is as it was              |
+| an update longer than the bound         | scaled down towards what was sent, whatever the method; Taken says so |
+| nothing added                           | state and memory unchanged                                          |
+| too few replies for the robust rule     | FederationError from `finish`; check_federation asks for a quorum   |
+|                                         | that is enough, and the round loop skips a round below the quorum   |
+| state, memory, what was sent            | never written to                                                    |
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from aggregator.aggregation.bounds import median_bound, reach_bound
 from aggregator.aggregation.combine import make_combiner
 from aggregator.aggregation.layers import State
+from aggregator.aggregation.mean import check_update, select
+from aggregator.aggregation.products import measure_change
+from aggregator.aggregation.robust import median, multi_krum, trimmed_mean
 from aggregator.aggregation.server_optimizers import apply_server
-from aggregator.methods import Method, get_method, require_federation
-from fedmed.config import Experiment, Federation
+from aggregator.aggregation.stacking import first_rows
+from aggregator.aggregation.svd import refactor
+from aggregator.methods import get_method, least_replies, require_federation
+from fedmed.config import Experiment
+from fedmed.errors import FederationError
+from fedmed.messages import TrainTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,44 +62,105 @@ class Aggregation:
     """The method of an experiment, with its wrappers. Raises ConfigError for what `check_federation` refuses."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._federation = require_federation(experiment).federation
-        self.method = get_method(self._federation.method)
+        self._experiment = require_federation(experiment)
+        self.method = get_method(experiment.federation.method)
 
     def for_site(self, state: State, rank: int) -> State:
         """What a site of this rank starts from: `state` itself, or its best approximation of a smaller rank."""
-        del rank
-        return state
+        if rank == self._experiment.lora.rank:
+            return state
+        return first_rows(state, rank) if self.method.name == "flora" else refactor(state, rank)
 
     def begin(self, number: int, state: State, memory: State, norms: Sequence[float]) -> RoundAggregate:
         """The aggregate of round `number`, which starts from `state`."""
-        del number, norms
-        return RoundAggregate(self._federation, self.method, state, memory)
+        return RoundAggregate(self._experiment, number, state, memory, norms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    update: Mapping[str, Tensor]
+    weight: float
+    sent: Mapping[str, Tensor]
 
 
 class RoundAggregate:
     """What one round's replies add up to."""
 
-    def __init__(self, federation: Federation, method: Method, state: State, memory: State) -> None:
-        self._federation, self._state, self._memory = federation, state, memory
-        self._combiner = make_combiner(method)
+    def __init__(
+        self, experiment: Experiment, number: int, state: State, memory: State, norms: Sequence[float]
+    ) -> None:
+        self._federation, lora = experiment.federation, experiment.lora
+        self._method = get_method(self._federation.method)
+        self._returned = self._method.returned(number)
+        self._scale = lora.alpha / lora.rank
+        self._state, self._memory = state, memory
+        self._bound = median_bound(norms, self._federation.norm_bound)
+        self._combiner = make_combiner(self._method, self._scale, experiment.seed, number)
+        self._kept: list[_Reply] = []
+        self._taken = 0
 
-    def add(self, update: Mapping[str, Tensor], weight: float, sent: Mapping[str, Tensor]) -> Taken:
-        """Folds one site's tensors in.
+    def add(
+        self, update: dict[str, Tensor], weight: float, sent: Mapping[str, Tensor], task: TrainTask | None = None
+    ) -> Taken:
+        """Takes one site's tensors.
 
         Args:
             update: what the site returned; may be overwritten.
+            weight: its patients, or 1 where all weigh the same.
             sent: what it started from.
+            task: what it was asked to do, which bounds how far it can have moved; None sets no such bound.
 
         Raises:
             FederationError: it cannot be taken, with the reason; the aggregate is unchanged.
         """
-        self._combiner.fold(update, weight)
-        return Taken(0.0, float("inf"))
+        check_update(update, weight, select(sent, self._returned))
+        taken = self._shorten(update, weight, sent, task)
+        if self._federation.robust.rule == "none":
+            self._combiner.fold(update, weight)
+        else:
+            self._kept.append(_Reply(update, weight, sent))
+        self._taken += 1
+        return taken
 
     def finish(self) -> tuple[State, State]:
-        """The next global state and the aggregator's own memory; both unchanged when nothing was added."""
-        mean = self._combiner.mean()
-        if not mean:
+        """The next global state and the aggregator's own memory; both unchanged when nothing was added.
+
+        Raises:
+            FederationError: too few replies for the robust rule.
+        """
+        if not self._taken:
             return self._state, self._memory
-        mean, memory = apply_server(self._federation.server, self._state, mean, self._memory)
+        mean, memory = apply_server(self._federation.server, self._state, self._mean(), self._memory)
         return self._combiner.result(self._state, mean), memory
+
+    def _shorten(
+        self, update: dict[str, Tensor], weight: float, sent: Mapping[str, Tensor], task: TrainTask | None
+    ) -> Taken:
+        """Scales an update that is longer than the bound down to it, tensor by tensor."""
+        alone = self._method.mixed_ranks
+        change = measure_change(sent, update, self._scale, product_alone=alone)
+        reach = reach_bound(sent, update, task, weight, product_alone=alone) if task else math.inf
+        taken = Taken(change.norm(), min(self._bound, reach))
+        if taken.scaled:
+            part = change.part_within(taken.bound)
+            for name in update:
+                update[name] = sent[name].lerp(update[name].to(sent[name].dtype), part)
+        return taken
+
+    def _mean(self) -> State:
+        """What the replies are on average, by the robust rule where there is one."""
+        rule, faulty = self._federation.robust.rule, self._federation.robust.faulty
+        if rule == "none":
+            return self._combiner.mean()
+        if len(self._kept) < (least := least_replies(rule, faulty)):
+            raise FederationError(
+                f"{len(self._kept)} replies: expected at least {least} for {rule} with faulty={faulty}",
+                "raise federation.quorum to that, so that a round with fewer is skipped",
+            )
+        if rule != "multi_krum":
+            updates = [reply.update for reply in self._kept]
+            return median(updates) if rule == "median" else trimmed_mean(updates, faulty)
+        states = [{**reply.sent, **reply.update} for reply in self._kept]
+        for place in multi_krum(states, faulty, self._scale, product_alone=self._method.mixed_ranks):
+            self._combiner.fold(self._kept[place].update, self._kept[place].weight)
+        return self._combiner.mean()

@@ -24,7 +24,6 @@ path of a parameter that is trained whole: no prefix of PEFT's.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -45,7 +44,7 @@ from fedmed.errors import ModelError, WireError
 from fedmed.messages import LoraSpec
 from fedmed.models.base import DTYPES
 from fedmed.models.core import add_core, law_of_up
-from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, RESIDUAL, SAVED, kind_of
+from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, RESIDUAL, SAVED, first_spread, kind_of
 from fedmed.models.residual import check_residuals, move_bases, put_back
 
 State = dict[str, torch.Tensor]
@@ -171,8 +170,7 @@ def reset_adapter(model: PeftModel, seed: int) -> None:
     """A anew from `seed`, B zero, saved modules as the base has them: the same at every site. With a core, R is zero and
     B is drawn too.
 
-    A is Kaiming uniform with a = sqrt(5), as PEFT draws it for linear layers: on the CPU, in sorted key order. An
-    embedding's input is one word of many, so its A is drawn as for one input. B with a core: fedmed.models.core.
+    A is drawn as `first_spread` says, on the CPU, in sorted key order. B with a core: fedmed.models.core.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = adapter_parameters(model, (LORA_A, LORA_B, LORA_R))
@@ -191,7 +189,7 @@ def reset_adapter(model: PeftModel, seed: int) -> None:
 def _first_law(key: str, parameter: Tensor, core: bool) -> float | None:
     """x, where a tensor is drawn uniformly from -1/x to 1/x; None where it starts at zero."""
     if kind_of(key) == LORA_A:
-        return math.sqrt(parameter[0].numel() if key.endswith(".weight") else 1)
+        return first_spread(key, parameter.shape)
     return law_of_up(parameter.shape[1]) if core and kind_of(key) == LORA_B else None
 
 

@@ -19,6 +19,9 @@ A layer's weight is W0 + U D + s B R A: s = alpha / rank; R is the identity wher
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 LORA_A, LORA_B, LORA_R, RESIDUAL, SAVED = "lora_A", "lora_B", "lora_R", "residual", "saved"
 PLAIN = (LORA_A, LORA_B, SAVED)  # of ordinary LoRA
 TRAINED = (LORA_A, LORA_B, LORA_R, SAVED)  # what a site may be asked to train
@@ -41,3 +44,9 @@ def kind_of(key: str) -> str:
 def layer_of(key: str) -> str:
     """Path of the adapted layer that a tensor belongs to, of any kind but saved."""
     return key.rsplit(".residual_" if kind_of(key) == RESIDUAL else ".lora_", 1)[0]
+
+
+def first_spread(key: str, shape: Sequence[int]) -> float:
+    """x, where the first A with this key is drawn uniformly from -1/x to 1/x: Kaiming uniform with a = sqrt(5), as PEFT
+    draws it for linear layers. An embedding's input is one word of many, so its A is drawn as for one input."""
+    return math.sqrt(math.prod(shape[1:]) if key.endswith(".weight") else 1)

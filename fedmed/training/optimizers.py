@@ -33,10 +33,10 @@ from fedmed.errors import ModelError
 from fedmed.messages import OptimizerSpec
 
 OPTIMIZERS = ("adamw", "sgd", "adam_bc")
-_BETA2 = 0.999
+BETA2 = 0.999
 _EPS = 1e-8
 # The least second moment that adam_bc divides by, as a share of Phi. See AdamBC.
-_FLOOR = 0.3
+FLOOR = 0.3
 
 
 def make_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter], noise_std: float) -> torch.optim.Optimizer:
@@ -49,7 +49,7 @@ def make_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter], nois
     Raises:
         ModelError: an unknown name.
     """
-    rate, decay, betas = spec.learning_rate, spec.weight_decay, (spec.momentum, _BETA2)
+    rate, decay, betas = spec.learning_rate, spec.weight_decay, (spec.momentum, BETA2)
     if spec.name == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=spec.momentum, weight_decay=decay)
     if spec.name == "adamw":
@@ -112,6 +112,6 @@ class AdamBC(torch.optim.Optimizer):
         (beta1, beta2), rate, noise = group["betas"], group["lr"], group["noise_std"] ** 2
         state["mean"].lerp_(gradient, 1 - beta1)
         state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        moment = (state["square"] / (1 - beta2 ** state["step"])).sub_(noise).clamp_(min=_FLOOR * noise)
+        moment = (state["square"] / (1 - beta2 ** state["step"])).sub_(noise).clamp_(min=FLOOR * noise)
         parameter.mul_(1 - rate * group["weight_decay"])
         parameter.addcdiv_(state["mean"], moment.sqrt_().add_(_EPS), value=-rate / (1 - beta1 ** state["step"]))

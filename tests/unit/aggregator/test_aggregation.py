@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aggregator.aggregation.layers import factors, layers
-from aggregator.aggregation.mean import check_layout, fold_mean, select
+from aggregator.aggregation.mean import check_layout, check_update, fold_mean, select
 from aggregator.aggregation.reference import change_error, mean_changes, weight_changes
 from aggregator.aggregation.run import Aggregation
 from aggregator.methods import METHODS
@@ -138,25 +138,40 @@ def test_neither_the_incoming_state_nor_a_sites_tensors_are_written_to(name):
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_weights_that_are_no_weights(weight):
     with pytest.raises(FederationError, match="weight"):
-        fold_mean(None, adapter(0), weight)
+        check_update(adapter(0), weight, adapter(0))
 
 
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_not_finite_is_refused_and_the_mean_unchanged(value):
-    mean = fold_mean(None, adapter(0), 1.0)
-    kept = {key: tensor.clone() for key, tensor in mean.state.items()}
-    bad = adapter(1)
-    bad["model.square.lora_B.weight"][2, 1] = value
-    with pytest.raises(FederationError, match=r"model\.square\.lora_B\.weight holds values that are not finite"):
-        fold_mean(mean, bad, 1.0)
-    assert all(torch.equal(mean.state[key], kept[key]) for key in kept)
+def test_a_reply_that_cannot_be_taken_leaves_the_aggregate_as_it_was(name, value):
+    aggregation = Aggregation(experiment_of(name))
+    state, results = start_of(name), []
+    for spoiled in (False, True):
+        current = aggregation.begin(1, state, {}, [])
+        for index in range(2):
+            good = moved(state, aggregation.method.returned(1), index)
+            if spoiled:
+                bad = {key: tensor.clone() for key, tensor in good.items()}
+                next(iter(bad.values())).view(-1)[0] = value
+                with pytest.raises(FederationError, match="holds values that are not finite"):
+                    current.add(bad, 1.0, state)
+                with pytest.raises(FederationError, match="missing"):
+                    current.add(dict(list(good.items())[1:]), 1.0, state)
+            current.add(good, 1.0, state)
+        results.append(current.finish()[0])
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
 
 
 def test_other_layout_is_refused():
-    mean = fold_mean(None, adapter(0), 1.0)
     with pytest.raises(FederationError, match="has shape"):
-        fold_mean(mean, adapter(1, rank=5), 1.0)
+        check_update(adapter(1, rank=5), 1.0, adapter(0))
     with pytest.raises(FederationError, match="missing"):
         check_layout(select(adapter(1), ("lora_B",)), adapter(0))
     with pytest.raises(FederationError, match="not asked for"):
         check_layout({**adapter(1), "x.lora_A.weight": torch.zeros(1)}, adapter(0))
+
+
+def test_the_running_mean_is_one_adapter_that_is_reused():
+    mean = fold_mean(None, adapter(0), 1.0)
+    again = fold_mean(mean, adapter(1), 2.0)
+    assert all(again.state[key] is mean.state[key] for key in mean.state)

@@ -25,7 +25,9 @@ Site = Callable[[bytes], bytes]
 
 
 def settings(*overrides: str) -> Experiment:
-    fixed = ["privacy.noise_multiplier=1.0", "training.rounds=2", "federation.join_timeout_s=0.3"]
+    # The fake sites step by whole numbers; the bounds are such that honest sites could.
+    bounds = ["training.learning_rate=10", "federation.norm_bound=100"]
+    fixed = [*bounds, "privacy.noise_multiplier=1.0", "training.rounds=2", "federation.join_timeout_s=0.3"]
     return load_experiment("demo", [*fixed, "partition.sites=[north,harbour,valley]", *overrides])
 
 
@@ -75,6 +77,18 @@ class Run:
 @pytest.fixture
 def run(tmp_path) -> Run:
     return Run(tmp_path)
+
+
+def test_an_update_that_no_optimizer_makes_is_scaled_down_and_told_from_the_first_round_on(tmp_path):
+    run = Run(tmp_path, settings("training.learning_rate=1e-3"))
+    run.fakes["valley"].shift = 1e4
+    run.fakes["north"].shift = run.fakes["harbour"].shift = 1e-3
+    run.go()
+    first, second = run.events("bounded")
+    assert (first["site"], first["round"], second["round"]) == ("valley", 1, 2) and first["norm"] > 1e4
+    [report] = [report for report in run.store.records()[1].replies if report.site == "valley"]
+    assert report.update_norm == first["norm"] and report.update_bound == first["bound"] < 1
+    assert all(abs(mean) < 1 for mean in run.scored)
 
 
 def test_rounds_are_the_weighted_mean_of_the_sites(run):

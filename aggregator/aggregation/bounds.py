@@ -1,0 +1,145 @@
+"""The longest update that is taken whole. One that is longer is scaled down towards what was sent. Pure.
+
+    norms of the last rounds' updates -> factor x median       \\
+    the task: optimizer, steps, noise, what was sent -> reach   } -> the smaller of the two
+
+| bound  | what it is                                                | in round 1 |
+| ------ | --------------------------------------------------------- | ---------- |
+| median | `federation.norm_bound` times the median of the norms of  | none       |
+|        | the last rounds' updates, as they came, before scaling    |            |
+| reach  | no honest site's optimizer can have moved farther in the  | the same   |
+|        | task's steps; for what it assumes, see the next table     |            |
+
+The median is sound while more than half of the replies are honest: then it lies among the honest norms. `reach` of n numbers
+that start at x, in the L2 norm; `rate`, T steps, beta1, weight decay w from the task:
+
+| optimizer | reach                                                                                                       |
+| --------- | ----------------------------------------------------------------------------------------------------------- |
+| adamw     | rate sqrt(n) sum_t c_t + T rate w |x|; step t's |m| / sqrt v is at most c_t whatever the gradients are, by   |
+|           | Cauchy and Schwarz: c_t^2 = sum over j < t of a_j^2 / b_j, with m = sum a_j g and v = sum b_j g^2. c_1 = 1,  |
+|           | c_10 = 1.04, and 7.3 in the long run for 0.9 and 0.999. t goes on over the rounds with kept moments          |
+| adam_bc   | with noise 2.1 times the first term (see fedmed.training.optimizers), without as adamw                      |
+| sgd, dp   | rate T / (1 - momentum) * C (1.5 / q + sigma (sqrt n + 6) / (q N)): all patients drawn and clipped to C, the |
+|           | count N rounded by no more than a half, and noise of N(0, sigma C) in each number of each step, which is     |
+|           | longer with a probability below 2e-8 a step. N is 1 where the site's weight does not tell it                |
+| otherwise | none: sgd without clipping, or with weight decay or FedProx, whose pull depends on where it is; a decay that |
+|           | is no decay (rate w > 1). THEN ROUND 1 HAS NO BOUND, and a hostile site can spoil it                        |
+
+A layer's product moves by at most s (|dB| sigma(A) + sigma(B) |dA| + |dB| |dA|), with sigma the largest singular value. What
+rounding on the wire adds: bfloat16, both ways, 2^-8 of a number; int8, twice a step of 1/127 of the largest.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aggregator.aggregation.layers import factors, layers, matrix
+from fedmed.messages import OptimizerSpec, PrivacySpec, TrainTask
+from fedmed.models.kinds import SAVED, kind_of
+from fedmed.training.optimizers import BETA2, FLOOR
+
+_TAIL = 6.0  # |N(0, 1)^n| exceeds sqrt n + 6 with a probability below exp(-18)
+_ROUNDED = 1.5  # a released count is at least 1 / 1.5 of the true one
+
+
+def median_bound(norms: Sequence[float], factor: float) -> float:
+    """`factor` times the median of earlier norms; infinity where there are none or nothing has moved."""
+    middle = statistics.median(norms) if norms else 0.0
+    return factor * middle if middle > 0 else math.inf
+
+
+def reach_bound(
+    sent: Mapping[str, Tensor], update: Mapping[str, Tensor], task: TrainTask, patients: float, *, product_alone: bool
+) -> float:
+    """The most that `measure_change` can find of an honest site; infinity where nothing can be said.
+
+    Args:
+        sent: what the site started from.
+        update: its names tell what travels; no value of it is used.
+        task: what it was asked to do.
+        patients: as it told them; 1 where it did not.
+        product_alone: as in `measure_change`.
+    """
+    optimizer = Reach.of(task, patients)
+    if math.isinf(optimizer.apart):
+        return math.inf
+    moved = {key: optimizer.of_tensor(sent[key]) for key in update}
+    scale, square = task.lora.alpha / task.lora.rank, 0.0
+    for layer in layers(sent):
+        up, down = factors(sent, layer)
+        rise_up, rise_down = moved.get(layer.b, 0.0), moved.get(layer.a, 0.0)
+        if layer.core in update:
+            rise_up = moved[layer.core] * _spectral(matrix(sent[layer.b]))
+        if rise_up or rise_down:
+            rise = rise_up * _spectral(down) + rise_down * _spectral(up) + rise_up * rise_down
+            square += (scale * rise) ** 2
+    square += sum(reach**2 for key, reach in moved.items() if not product_alone or kind_of(key) == SAVED)
+    return math.sqrt(square)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far numbers can move in a task: each of them `apart`, all of them together `joint`, and a share `decay` of
+    where they start; and what the wire rounds off. Infinite where nothing can be said."""
+
+    apart: float
+    joint: float
+    decay: float
+    dtype: str
+
+    @classmethod
+    def of(cls, task: TrainTask, patients: float) -> Reach:
+        """The reach of one task at a site with so many patients."""
+        spec, privacy = task.optimizer, task.privacy
+        if spec.name == "sgd":
+            apart, joint = sgd_reach(spec, privacy, patients)
+            return cls(apart, joint, 0.0, task.dtype)
+        earlier = (task.round - 1) * privacy.steps if spec.keep_state else 0
+        noisy = spec.name == "adam_bc" and privacy.mode == "dp"
+        longer = math.sqrt(1 + 1 / FLOOR) if noisy else 1.0
+        shrink = spec.learning_rate * spec.weight_decay
+        apart = longer * spec.learning_rate * adam_steps(spec.momentum, privacy.steps, earlier)
+        return cls(apart if shrink <= 1 else math.inf, 0.0, privacy.steps * shrink, task.dtype)
+
+    def of_tensor(self, start: Tensor) -> float:
+        """How far a tensor that starts here can have moved, with what the wire adds: L2 norm."""
+        numbers, norm = start.numel(), float(start.double().norm())
+        far = self.apart * math.sqrt(numbers) + self.joint + self.decay * norm
+        if self.dtype == "bfloat16":
+            return far + 2**-8 * (norm + far)
+        if self.dtype == "int8":
+            largest = float(start.abs().max()) * (1 + self.decay) + self.apart + self.joint
+            return far + 2 / 127 * math.sqrt(numbers) * largest
+        return far
+
+
+def adam_steps(beta1: float, steps: int, earlier: int = 0, beta2: float = BETA2) -> float:
+    """Sum of c_t over the steps after the first `earlier`: see the module's table."""
+    total, geometric, ratio = 0.0, 0.0, beta1**2 / beta2
+    for step in range(1, earlier + steps + 1):
+        geometric = 1 + ratio * geometric
+        if step > earlier:
+            squares = geometric * (1 - beta2**step) / (1 - beta2)
+            total += (1 - beta1) / (1 - beta1**step) * math.sqrt(squares)
+    return total
+
+
+def sgd_reach(spec: OptimizerSpec, privacy: PrivacySpec, patients: float) -> tuple[float, float]:
+    """(apart, joint) of momentum SGD on clipped and noised sums."""
+    if privacy.mode != "dp" or spec.weight_decay or spec.proximal_mu:
+        return math.inf, math.inf
+    far = spec.learning_rate * privacy.steps / (1 - spec.momentum) * privacy.max_grad_norm / privacy.sample_rate
+    noise = privacy.noise_multiplier / max(1.0, patients)
+    return far * noise, far * (_ROUNDED + noise * _TAIL)
+
+
+def _spectral(factor: Tensor) -> float:
+    """The largest singular value of a thin matrix, by its small Gram matrix."""
+    gram = factor @ factor.T if factor.shape[0] <= factor.shape[1] else factor.T @ factor
+    return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
