@@ -37,6 +37,10 @@ app.command()(superlink)
 
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where run folders and the sqlite MLflow store live")]
 RegistryUri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: sqlite under the runs folder")]
+RootCertificates = Annotated[
+    Path | None,
+    typer.Option(help="the CA of that SuperLink, over TLS: DIR/ca.pem of the consortium", show_default=False),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value over the experiment file", show_default=False)]
 
 
@@ -47,13 +51,14 @@ def run(
     superlink: Annotated[
         str, typer.Option(help="control address of a running SuperLink; default: start all here")
     ] = "",
+    root_certificates: RootCertificates = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Run an experiment's federation, register the merged model, serve it, ask it a question, write the report."""
     config = load_federation(experiment, overrides or [])
     from aggregator.run import run_experiment
 
-    run_experiment(config, runs_dir.resolve(), Console(), superlink=superlink)
+    run_experiment(config, runs_dir.resolve(), Console(), superlink=superlink, root_certificates=root_certificates)
 
 
 @app.command()
@@ -62,6 +67,7 @@ def resume(
     superlink: Annotated[
         str, typer.Option(help="control address of a running SuperLink; default: start all here")
     ] = "",
+    root_certificates: RootCertificates = None,
 ) -> None:
     """Go on with a run after its last committed round, then build, publish, serve and report, as `run` does."""
     from aggregator.prepare import read_run
@@ -69,7 +75,7 @@ def resume(
     read_run(run_folder.resolve())  # a wrong folder is told before anything large is imported
     from aggregator.run import resume_run
 
-    resume_run(run_folder.resolve(), Console(), superlink=superlink)
+    resume_run(run_folder.resolve(), Console(), superlink=superlink, root_certificates=root_certificates)
 
 
 @app.command()

@@ -40,13 +40,21 @@ from fedmed.config import Experiment
 from fedmed.errors import FederationError, RegistryError
 
 
-def run_experiment(experiment: Experiment, runs_dir: Path, console: Console, *, superlink: str = "") -> dict[str, Any]:
+def run_experiment(
+    experiment: Experiment,
+    runs_dir: Path,
+    console: Console,
+    *,
+    superlink: str = "",
+    root_certificates: Path | None = None,
+) -> dict[str, Any]:
     """Run a federation and everything after it; returns the report, also written to the run's folder.
 
     Args:
         experiment: the resolved configuration.
         runs_dir: absolute; the run's folder is made in it.
         superlink: control address of a SuperLink whose sites were started by hand; "" starts all of it here.
+        root_certificates: of that SuperLink, for TLS; None is plain text, on loopback alone.
 
     Raises:
         FedMedError: and whatever was started has been ended again.
@@ -59,15 +67,17 @@ def run_experiment(experiment: Experiment, runs_dir: Path, console: Console, *, 
         prepare.write_json(folder / "run.json", run)
         for note in data.notes:
             console.print(f"data: {note}", highlight=False, soft_wrap=True)
-        return _run_to_the_end(experiment, folder, console, superlink)
+        return _run_to_the_end(experiment, folder, console, Target(superlink, root_certificates))
 
 
-def resume_run(folder: Path, console: Console, *, superlink: str = "") -> dict[str, Any]:
+def resume_run(
+    folder: Path, console: Console, *, superlink: str = "", root_certificates: Path | None = None
+) -> dict[str, Any]:
     """Go on with a run after its last committed round, and conclude it; returns the report.
 
     Args:
         folder: absolute, of a run.
-        superlink: as for `run_experiment`; where its ServerApp still works, that one is followed.
+        superlink, root_certificates: as for `run_experiment`; where its ServerApp still works, that one is followed.
 
     Raises:
         FedMedError: `folder` is not a run's, another command works on it, or as `run_experiment`.
@@ -83,15 +93,14 @@ def resume_run(folder: Path, console: Console, *, superlink: str = "") -> dict[s
             raise FederationError(
                 f"the sites of {folder.name} were started elsewhere", f"fedmed resume {folder} --superlink ADDRESS"
             )
-        return _run_to_the_end(experiment, folder, console, superlink)
+        return _run_to_the_end(experiment, folder, console, Target(superlink, root_certificates))
 
 
-def _run_to_the_end(experiment: Experiment, folder: Path, console: Console, superlink: str) -> dict[str, Any]:
+def _run_to_the_end(experiment: Experiment, folder: Path, console: Console, target: Target) -> dict[str, Any]:
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         processes = stack.enter_context(ProcessGroup(folder / "logs", mark=folder))
-        target = Target(superlink)
-        if not superlink:
+        if not target.control:
             sites = ", ".join(experiment.partition.sites)
             console.print(
                 f"starting a SuperLink, and a site daemon and a connector for each of {sites}",

@@ -46,9 +46,11 @@ ORPHAN_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a run is submitted: `control` of a SuperLink, and, where it was started here, how to bring it back."""
+    """Where a run is submitted: `control` of a SuperLink ("" is none yet) and its CA, None for plain text on loopback; and,
+    where it was started here, how to bring it back."""
 
     control: str
+    root_certificates: Path | None = None
     group: ProcessGroup | None = None
     revive: Callable[[], None] = lambda: None
     wait_until_ready: Callable[[], None] = lambda: None
@@ -56,7 +58,7 @@ class Target:
     @classmethod
     def of(cls, local: LocalFederation) -> Target:
         """A federation that was started here."""
-        return cls(local.control, local.processes, local.revive, local.wait_until_ready)
+        return cls(local.control, None, local.processes, local.revive, local.wait_until_ready)
 
     @property
     def restarts(self) -> int:
@@ -113,7 +115,8 @@ class _Supervisor:
         """The submitted run; None when a server app is at work in the folder, which then is to be followed."""
         if locks.holder(self._lock) is not None:
             return None
-        return submit(self._target.control, self._folder, self._folder / "flower")
+        target, home = self._target, self._folder / "flower"
+        return submit(target.control, self._folder, home, root_certificates=target.root_certificates)
 
     def _follow(self, run: Run | None) -> FederationError | None:
         """Shows events until the run has finished, or returns why it has to be started again."""

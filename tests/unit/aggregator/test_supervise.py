@@ -50,7 +50,7 @@ class Lab:
         monkeypatch.setattr("aggregator.flower_runs.run_status", lambda run: "finished:failed")
         monkeypatch.setattr("aggregator.flower_runs.LOADING_S", 0.0)
 
-    def _submit(self, *_: object) -> Run:
+    def _submit(self, *_: object, **options: object) -> Run:
         what = self.plan[self.submitted]
         self.submitted += 1
         if what == "refuse":
