@@ -6,11 +6,13 @@ fedmed-site connect /srv/fedmed/site --superlink 127.0.0.1:9092 --insecure  in p
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +29,8 @@ log = logging.getLogger("fedmed.connect")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # States that are as they should be, and those that nobody has to do anything about.
 _GOOD = ("connected", "stopped")
+# How often a certificate near its end or a clock that drifts is looked at and told.
+WARN_S = 24 * 3600.0
 
 
 def connect(
@@ -98,6 +102,14 @@ def _as_joined(directory: Path) -> Connector:
             return found
         return error
 
+    def warn() -> None:
+        while True:
+            with contextlib.suppress(FedMedError):  # what keeps the site out is said by the connector itself
+                for line in reach(connection).warnings:
+                    say("warning", line)
+            time.sleep(WARN_S)
+
+    threading.Thread(target=warn, name="warnings", daemon=True).start()
     settings = connection.settings
     node = Node(settings.superlink, connection.root, connection.key)
     return Connector(node, Path(settings.socket), say, look_into)

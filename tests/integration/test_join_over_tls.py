@@ -202,25 +202,36 @@ def join(world: World) -> None:
 
 
 def test_a_run_during_which_the_certificate_is_renewed_loses_no_round(world: World) -> None:
-    """With a new private key. The connection opens a channel for every message, so later rounds shake hands anew."""
-    a, h = world.machines.aggregator, world.machines.hospital
+    """The old one has 20 days left, which every round says until it is renewed, with a new private key. The connection opens a
+    channel for every message, so later rounds shake hands anew."""
+    a, h, consortium = world.machines.aggregator, world.machines.hospital, provision.load(world.consortium)
+    provision.renew(consortium, now=datetime.now(UTC) - timedelta(days=345))
+    assert "ends in 20 days" in world.run(a, f"fedmed provision status {world.consortium}")
+    assert "WARN  connection" in world.run(h, f"fedmed-site check {world.north}.connection")
+    world.stop("connect")
+    world.connect()
     (line,) = documented()[-1]
     runs = world.root / "runs"
     world.start("run", world.command(a, f"{world.here(line)} --runs-dir {runs} {SMALL}"))
     events = runs / "demo/events.jsonl"
 
-    def committed() -> list[dict[str, Any]]:
-        return [event for event in read_events(events) if event["kind"] == "round_committed"]
+    def seen(kind: str) -> list[dict[str, Any]]:
+        return [event for event in read_events(events) if event["kind"] == kind]
 
-    world.wait(committed, "a round", "run")
-    provision.renew(provision.load(world.consortium), new_key=True)
+    world.wait(lambda: seen("round_committed"), "a round", "run")
+    provision.renew(consortium, new_key=True)
     renewed = time.time() + RELOAD_S
     assert world.started.pop("run").wait(WAIT_S) == 0, world.said("run")
-    rounds = committed()
+    rounds = seen("round_committed")
     assert [(event["round"], event["skipped"], event["replies"]) for event in rounds] == [
         (number, False, 1) for number in range(1, ROUNDS + 1)
     ]
     assert len([event for event in rounds if event["time"] > renewed]) > 1
+    assert "ends on" in world.said("connect")
+    warned = {event["round"] for event in seen("warning")}
+    assert 1 in warned
+    assert ROUNDS not in warned
+    assert "round 1: WARNING: the SuperLink's certificate ends in 20 days" in world.said("run")
 
     budget = json.loads(world.run(h, f"fedmed-site budget {world.north} --json"))
     assert budget["cohorts"][0]["cohort"] == "north"
@@ -307,6 +318,14 @@ def test_a_certificate_out_of_its_time_is_named_and_its_renewal_lets_the_site_in
     assert "clock says" in refused
     world.run(world.machines.aggregator, f"fedmed provision renew {world.consortium}")
     assert "lets this site in" in world.run(h, check)
+
+
+def test_a_restarted_superlink_lets_its_sites_in_again(world: World) -> None:
+    _, superlink = documented()[0]
+    before = world.said("connect").count("connected as node")
+    world.stop("superlink")
+    world.start("superlink", world.command(world.machines.aggregator, world.here(superlink).rstrip(" &")))
+    world.wait(lambda: world.said("connect").count("connected as node") > before, "connected again", "connect")
 
 
 def test_a_revoked_site_is_refused_and_named(world: World) -> None:
