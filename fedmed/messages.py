@@ -31,6 +31,7 @@ import types
 import typing
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 from fedmed.errors import WireError
@@ -285,11 +286,17 @@ def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is not allowed")
 
 
+@cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """The types of a message's fields; to look them up takes longer than to read the message."""
+    return typing.get_type_hints(cls)
+
+
 def _build(cls: type[Any], body: Any, where: str) -> Any:
     """`body` as a `cls`, each field checked against its annotation."""
     if not isinstance(body, dict):
         raise WireError(f"{where} is a {type(body).__name__}, expected an object")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     names = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(body) - names):
         raise WireError(f"{where} has unknown keys {unknown}")

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,13 +74,18 @@ def readable(where: str) -> Iterator[None]:
         raise ConfigError([f"{where}: {' '.join(str(error).split()) or type(error).__name__}"]) from None
 
 
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def parse(cls: Any, data: Any, path: str, problems: list[str]) -> Any:
     """`data` as a `cls`; appends one line to `problems` per wrong key and goes on."""
     prefix = f"{path}." if path else ""
     if not isinstance(data, dict):
         problems.append(f"{path or 'the file'}={data!r}: expected a group of keys")
         return None
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
