@@ -287,12 +287,12 @@ def _refuse_constant(text: str) -> float:
 
 
 @cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     """The types of a message's fields; to look them up takes longer than to read the message."""
     return typing.get_type_hints(cls)
 
 
-def _build(cls: type[Any], body: Any, where: str) -> Any:
+def _build(cls: Any, body: Any, where: str) -> Any:
     """`body` as a `cls`, each field checked against its annotation."""
     if not isinstance(body, dict):
         raise WireError(f"{where} is a {type(body).__name__}, expected an object")

@@ -37,6 +37,10 @@ DIRECTIONS = ("up", "down")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST
 
 
+class _Truncated(Exception):
+    pass
+
+
 class Proxy:
     """Listens from the first moment on. `address` is where to connect: `127.0.0.1:PORT` or `unix:PATH`."""
 
@@ -123,13 +127,17 @@ class Proxy:
 
     def _pump(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
         """From one end to the other until the stream ends; what breaks one way ends both ways at both ends."""
+        ends = {source: socket.SHUT_RDWR, sink: socket.SHUT_RDWR}
         try:
             self._carry(source, sink, direction)
-            sink.shutdown(socket.SHUT_WR)
-        except (OSError, ValueError):  # reset by either end, truncated, or closed by `cut`
-            for item in (source, sink):
-                with contextlib.suppress(OSError):
-                    item.shutdown(socket.SHUT_RDWR)
+            ends = {sink: socket.SHUT_WR}
+        except _Truncated:
+            ends[sink] = socket.SHUT_WR  # what was let through is to arrive
+        except (OSError, ValueError):  # reset by either end, or closed by `cut`
+            pass
+        for item, how in ends.items():
+            with contextlib.suppress(OSError):
+                item.shutdown(how)
 
     def _carry(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
         waiting, ended = b"", False
@@ -159,7 +167,7 @@ class Proxy:
             time.sleep(len(data) / self.bytes_per_s)
         if hit and kind == "truncate":
             sink.sendall(data[:at])
-            raise ValueError("truncated")
+            raise _Truncated
         if hit:
             data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
         sink.sendall(data)
