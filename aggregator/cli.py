@@ -207,11 +207,21 @@ def registry_rollback(
 
 @registry_app.command("replay")
 def registry_replay(run_folder: Path, uri: RegistryUri = "", runs_dir: RunsDir = Path("runs")) -> None:
-    """Publish a finished run whose registry was down; doing it twice makes one version."""
-    from aggregator.publish import publish
+    """Send the registry what it has not got of a run while it was down; doing it twice adds nothing."""
+    from aggregator.locks import COMMAND_LOCK, hold
+    from aggregator.outbox import Outbox, deliver
+    from aggregator.prepare import read_run
     from aggregator.registry import open_registry
 
-    typer.echo(publish(run_folder.resolve(), open_registry(uri, runs_dir.resolve())).line())
+    folder = run_folder.resolve()
+    read_run(folder)
+    with hold(folder / COMMAND_LOCK, "another command"):
+        outbox = Outbox(folder)
+        outbox.fill()
+        waiting = len(outbox.pending())
+        version = deliver(outbox, open_registry(uri, runs_dir.resolve()))
+    typer.echo(f"sent {waiting} rounds that had waited" if waiting else "nothing had waited", err=True)
+    typer.echo(version.line())
 
 
 def main() -> None:

@@ -15,16 +15,21 @@ from rich.console import Console
 
 from aggregator.ask import ask_served_model
 from aggregator.live import print_summary
+from aggregator.outbox import Outbox, deliver
 from aggregator.prepare import read_run, write_json
 from aggregator.processes import ProcessGroup
-from aggregator.publish import build_model, publish
+from aggregator.publish import build_model
 from aggregator.registry import open_registry
 from aggregator.report import build_report, write_html
 from fedmed.errors import RegistryError
 
 
-def conclude_run(folder: Path, console: Console) -> dict[str, Any]:
-    """Merge, register, serve, ask and report from the committed rounds in `folder`."""
+def conclude_run(folder: Path, console: Console, *, may_register: bool = True) -> dict[str, Any]:
+    """Merge, register, serve, ask and report from the committed rounds in `folder`.
+
+    Args:
+        may_register: False while something that was sent to the registry before still hangs there.
+    """
     started = time.monotonic()
     experiment, run = read_run(folder)
     console.print("registering, serving and asking the merged model", highlight=False)
@@ -32,7 +37,9 @@ def conclude_run(folder: Path, console: Console) -> dict[str, Any]:
     version = None
     registry = open_registry(experiment.registry.uri, folder.parent)
     try:
-        version = publish(folder, registry)
+        if not may_register:
+            raise RegistryError("the registry holds a call and does not answer")
+        version = deliver(Outbox(folder), registry)
     except RegistryError as error:
         console.print(f"warning: {error.message}; the run is complete on disk", style="yellow", highlight=False)
         console.print(f"  hint: when the registry is back: fedmed registry replay {folder}", highlight=False)

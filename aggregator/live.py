@@ -173,6 +173,10 @@ class LiveView:
         """Take in an event of an earlier start without showing it as a line."""
         self.progress.handle(event)
 
+    def note(self, text: str) -> None:
+        """One line that stays above what is redrawn; may be called from another thread."""
+        self._console.print(Text(text, style="yellow"), soft_wrap=True)
+
     def _draw(self) -> Panel:
         progress = self.progress
         done = len(progress.accuracies) - 1 if progress.accuracies else 0

@@ -30,7 +30,8 @@ from aggregator.model_folder import verify_model, write_manifest
 from aggregator.registry import CHALLENGER, CHAMPION, Registry, Version, promote
 from aggregator.registry.base import holder
 from aggregator.report import build_report, registry_entry, write_html, write_json_report
-from aggregator.story import run_info
+from aggregator.rounds import RoundStore
+from aggregator.story import curves, run_info
 from fedmed.config import Experiment, parse_experiment
 from fedmed.errors import FederationError, ModelError, RegistryError
 
@@ -66,8 +67,6 @@ def build_model(run_dir: Path, experiment: Experiment, base: BaseModel | None = 
         FederationError: no committed round.
         ModelError: the base model or the adapter does not fit, or the base is not the one that was trained.
     """
-    from aggregator.rounds import RoundStore
-
     store = RoundStore(run_dir / "rounds")
     last = store.last()
     if last is None:
@@ -75,6 +74,8 @@ def build_model(run_dir: Path, experiment: Experiment, base: BaseModel | None = 
     target = run_dir / "model"
     if _is_built(target, last.adapter_sha256):
         return target
+    for torn in run_dir.glob(".model-*"):  # of a builder that was killed
+        shutil.rmtree(torn)
     part = Path(tempfile.mkdtemp(prefix=".model-", dir=run_dir))
     try:
         if target.exists():
@@ -97,9 +98,13 @@ def publish(run_dir: Path, registry: Registry) -> Version:
     """
     experiment = read_experiment(run_dir)
     report = build_report(run_dir, experiment)
-    version = registry.publish(run_dir / "model", run_info(run_dir, experiment, report))
-    if _GATE_TAG not in version.tags:
-        version = _decide(registry, version, report, experiment.registry.promote)
+    version = registry.publish(
+        run_dir / "model", run_info(run_dir, experiment, report, curves(RoundStore(run_dir / "rounds")))
+    )
+    with registry.exclusive(version.name):  # the gate compares with the champion that it then replaces
+        version = registry.get(version.reference)
+        if _GATE_TAG not in version.tags:
+            version = _decide(registry, version, report, experiment.registry.promote)
     registry.attach(version, _refresh_report(run_dir, report, version))
     return version
 
@@ -153,15 +158,20 @@ def gate(report: Mapping[str, Any], champion: Version | None) -> Gate:
 
 def _decide(registry: Registry, version: Version, report: Mapping[str, Any], may_promote: bool) -> Version:
     """Run the gate once for a new version; its decision is the version's tag `gate`, written last."""
-    if CHALLENGER not in version.aliases:
+    if not _had(version, CHALLENGER):
         version = promote(registry, version.reference, CHALLENGER, "newest version")
     champion = holder(registry.versions(version.name), CHAMPION)
     if champion is not None and champion.version == version.version:
         champion = None  # cut off between alias and tag: the decision was made
     decision = gate(report, champion)
-    if decision.passed and may_promote and CHAMPION not in version.aliases:
+    if decision.passed and may_promote and not _had(version, CHAMPION):
         version = promote(registry, version.reference, CHAMPION, decision.reason, gate=asdict(decision))
     return registry.tag(version, {_GATE_TAG: f"{'passed' if decision.passed else 'failed'}: {decision.reason}"})
+
+
+def _had(version: Version, alias: str) -> bool:
+    """Whether the version was ever given the alias: cut off before the gate's tag, it is not given twice."""
+    return alias in version.aliases or any(tag.startswith(f"{alias}.") for tag in version.tags)
 
 
 def _is_built(folder: Path, adapter_sha256: str) -> bool:

@@ -139,6 +139,10 @@ class RoundStore:
             records.append(record)
         return records
 
+    def committed_at(self, number: int) -> float:
+        """When round `number` was committed, in seconds since 1970."""
+        return (self._path(number) / RECORD_FILE).stat().st_mtime
+
     def last(self) -> RoundRecord | None:
         """The latest round, None before the first commit."""
         records = self.records()

@@ -32,7 +32,9 @@ from aggregator import prepare
 from aggregator.live import LiveView
 from aggregator.local import start_local_federation
 from aggregator.locks import COMMAND_LOCK, hold
+from aggregator.mirror import Mirror
 from aggregator.processes import ProcessGroup, end_leftovers
+from aggregator.registry import open_registry
 from aggregator.rounds import RoundStore
 from aggregator.sockets import socket_folder
 from aggregator.supervise import Target, see_through
@@ -110,24 +112,24 @@ def _run_to_the_end(experiment: Experiment, folder: Path, console: Console, targ
             sockets = stack.enter_context(socket_folder(folder))
             target = Target.of(start_local_federation(experiment, folder, sockets, processes))
         threading.Thread(target=_warm_up, args=(experiment, folder.parent), daemon=True).start()
-        with LiveView(console, experiment) as view:
-            see_through(folder, target, view)
+        registry = open_registry(experiment.registry.uri, folder.parent)
+        with LiveView(console, experiment) as view, Mirror(folder, registry, view.note) as mirror:
+            see_through(folder, target, view, also=mirror.handle)
     _, run = prepare.read_run(folder)
     federation_s = run.get("federation_s", 0.0) + time.monotonic() - started
     prepare.write_json(folder / "run.json", run | {"federation_s": federation_s})
-    return _conclude(folder, console)
+    return _conclude(folder, console, may_register=not mirror.stuck)
 
 
-def _conclude(folder: Path, console: Console) -> dict[str, Any]:
+def _conclude(folder: Path, console: Console, *, may_register: bool = True) -> dict[str, Any]:
     from aggregator.conclude import conclude_run
 
-    return conclude_run(folder, console)
+    return conclude_run(folder, console, may_register=may_register)
 
 
 def _warm_up(experiment: Experiment, runs_dir: Path) -> None:
     """Import what comes last, and open the store: seconds that somebody would wait for afterwards."""
     import aggregator.conclude  # noqa: F401
-    from aggregator.registry import open_registry
 
     with contextlib.suppress(RegistryError):  # a store that is down is told when it is needed
         open_registry(experiment.registry.uri, runs_dir).versions(experiment.registry.name)

@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aggregator.model_folder import read_manifest
 from aggregator.registry import Metric, RunInfo
+from aggregator.rounds import RoundRecord, RoundStore
 from fedmed.config import Experiment, to_dict
 
-ROUND_METRICS = ("test_accuracy", "replies", "bytes_up", "bytes_down", "seconds", "reply_seconds")
+
+def open_run(run_dir: Path, experiment: Experiment) -> RunInfo:
+    """What the store is told when the first round is committed, long before there is a version."""
+    key = str(json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["key"])
+    tags = {"run": key, "experiment": experiment.name, "config_sha256": experiment.sha256}
+    return RunInfo(
+        name=experiment.registry.name,
+        key="",
+        run_name=key,
+        params=dict(flatten(to_dict(experiment))),
+        tags=tags,
+    )
 
 
-def run_info(run_dir: Path, experiment: Experiment, report: Mapping[str, Any]) -> RunInfo:
-    """Params (flattened configuration), metrics per round, lineage tags and a description, from a run's report."""
+def run_info(run_dir: Path, experiment: Experiment, report: Mapping[str, Any], metrics: Sequence[Metric]) -> RunInfo:
+    """Params (flattened configuration), lineage tags and a description, from a run's report; `metrics` as `curves` gives."""
     manifest = read_manifest(run_dir / "model")
     return RunInfo(
         name=experiment.registry.name,
         key=f"{manifest['key']}/{manifest['adapter']['sha256'][:12]}",
         run_name=manifest["key"],
         params=dict(flatten(to_dict(experiment))),
-        metrics=list(_metrics(report)),
+        metrics=metrics,
         tags=lineage_tags(report),
         description=describe(report),
     )
+
+
+def curves(store: RoundStore) -> list[Metric]:
+    """The points of every committed round."""
+    return [point for record in store.records() for point in round_points(record, store.committed_at(record.round))]
+
+
+def round_points(record: RoundRecord, at: float) -> Iterator[Metric]:
+    """What a round adds to the curves; round 0 has its zero-shot accuracy alone. `at`: seconds since 1970."""
+    if record.scores is not None:
+        yield Metric("test_accuracy", record.scores.accuracy, record.round, at)
+    if record.round == 0:
+        return
+    values = {
+        "replies": len(record.replies),
+        "bytes_up": record.bytes_up,
+        "bytes_down": record.bytes_down,
+        "seconds": record.seconds,
+        "reply_seconds": record.reply_seconds,
+    }
+    for name, value in values.items():
+        yield Metric(name, float(value), record.round, at)
+    for reply in record.replies:
+        if math.isfinite(reply.epsilon) and reply.epsilon >= 0:  # below 0: no bound
+            yield Metric(f"epsilon/{reply.site}", reply.epsilon, record.round, at)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -87,18 +126,6 @@ def describe(report: Mapping[str, Any]) -> str:
         "(lineage, SHA-256 of every file), `report.html`.",
     ]
     return "\n".join(lines)
-
-
-def _metrics(report: Mapping[str, Any]) -> Iterator[Metric]:
-    if report["zero_shot_accuracy"] is not None:
-        yield Metric("test_accuracy", report["zero_shot_accuracy"], 0)
-    for item in report["rounds"]:
-        for name in ROUND_METRICS:
-            if item[name] is not None:
-                yield Metric(name, float(item[name]), item["round"])
-        for site, epsilon in item["epsilon"].items():
-            if epsilon is not None:
-                yield Metric(f"epsilon/{site}", epsilon, item["round"])
 
 
 def _privacy_sentence(privacy: Mapping[str, Any]) -> str:

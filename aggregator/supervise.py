@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aggregator import locks
 from aggregator.backoff import Backoff, Retries
@@ -40,6 +41,7 @@ RESTARTS = 5
 # Somebody else's SuperLink takes as long as its people do: at the cap below, about ten minutes.
 FOREIGN_RESTARTS = 20
 BACKOFF = Backoff(base_s=2.0, cap_s=60.0)
+Tell = Callable[[Mapping[str, Any]], None]
 # How long a server app may take to notice that its SuperLink is gone, in seconds.
 ORPHAN_S = 30.0
 
@@ -66,17 +68,23 @@ class Target:
         return RESTARTS if self.group else FOREIGN_RESTARTS
 
 
-def see_through(folder: Path, target: Target, view: LiveView, retries: Retries | None = None) -> None:
+def see_through(
+    folder: Path, target: Target, view: LiveView, retries: Retries | None = None, also: Tell = lambda event: None
+) -> None:
     """Submits the run of `folder` and shows its events until all rounds are committed.
+
+    Args:
+        also: is told each new event too, and must return at once.
 
     Raises:
         FederationError: as the table says; a run on somebody else's SuperLink is then stopped there.
     """
-    _Supervisor(folder, target, view, retries or Retries(target.restarts, BACKOFF)).run()
+    _Supervisor(folder, target, view, retries or Retries(target.restarts, BACKOFF), also).run()
 
 
 class _Supervisor:
-    def __init__(self, folder: Path, target: Target, view: LiveView, retries: Retries) -> None:
+    def __init__(self, folder: Path, target: Target, view: LiveView, retries: Retries, also: Tell) -> None:
+        self._also = also
         self._folder, self._target, self._view, self._retries = folder, target, view, retries
         self._events = EventReader(folder / "events.jsonl")
         self._rounds = RoundStore(folder / "rounds")
@@ -123,6 +131,7 @@ class _Supervisor:
         try:
             for event in follow(run, self._events, self._target.group):
                 self._view.handle(event)
+                self._also(event)
                 if event["kind"] == "failed":
                     hint = event.get("hint") or f"see the logs in {self._folder / 'logs'}"
                     raise FederationError(event["message"], hint)

@@ -105,6 +105,10 @@ def daemon(runs: Path, site: str) -> psutil.Process:
     return find(runs, "hospital_client.cli", "start", f"/sites/{site}")
 
 
+def connector(runs: Path, site: str) -> psutil.Process:
+    return find(runs, "hospital_client.cli", "connect", f"/sites/{site}")
+
+
 def kill_all(runs: Path) -> None:
     """kill -9 of every process at once: a power cut, as far as processes can tell. First all are stopped, so that none sees
     another one die."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +20,7 @@ from fedmed.errors import RegistryError
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 KEY_TAG = "fedmed.key"
+RUN_TAG = "fedmed.run"
 MANIFEST_TAG = "manifest_sha256"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -91,11 +93,12 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One point of a curve; `step` is the round."""
+    """One point of a curve; `step` is the round, `at` seconds since 1970. The same point twice is one point."""
 
     name: str
     value: float
     step: int
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ class RunInfo:
     Attributes:
         name: registered model name.
         key: names the run and its outcome; publishing the same key again makes no second version.
-        run_name: as a person sees it in the store.
+        run_name: as a person sees it in the store; from the first round to the version there is one run of this name.
         params: the flattened configuration.
         metrics: per round.
         tags: lineage, on the run and on the version.
@@ -125,6 +128,14 @@ class RunInfo:
 
 class Registry(Protocol):
     """A store of versions. Every method raises RegistryError when the store cannot be reached or refuses."""
+
+    def log(self, run: RunInfo, entry: str, metrics: Sequence[Metric]) -> None:
+        """Add points to the curves of `run.run_name`, which is begun when there is none; the same `entry` adds nothing."""
+        ...
+
+    def exclusive(self, name: str) -> AbstractContextManager[None]:
+        """Inside the block nobody else moves an alias of the model `name`."""
+        ...
 
     def publish(self, model_dir: Path, run: RunInfo) -> Version:
         """Verify `model_dir`, store it as the next version of `run.name`; the version of `run.key` where there is one."""

@@ -1,7 +1,8 @@
 """Who moved an alias, when, from where and why: kept as tags on the versions, so that it survives with the store.
 
 Each move of an alias adds one tag `ALIAS.NUMBER` (champion.0003) to the version that received it. `rollback` reads them
-back, so two rollbacks go two champions back and do not swap the last two for ever.
+back, so two rollbacks go two champions back and do not swap the last two for ever. Two people who promote at the same time do
+so one after the other, and both moves are in the history (registry/exclusive.py).
 
     promote(registry, "fedmed:3", "champion", "passed the gate")
     rollback(registry, "fedmed", "champion", "wrong on site north")      # champion is again what it was before
@@ -60,11 +61,12 @@ def promote(
         RegistryError: no such version; or the version has the alias already.
     """
     target = parse_reference(reference)
-    versions = registry.versions(target.name)
-    version = find(versions, target)
-    if alias in version.aliases:
-        raise RegistryError(f"{version.reference} is {alias} already", "`fedmed registry list` shows every alias")
-    return _move(registry, versions, version, alias, "promote", reason, actor, gate or {})
+    with registry.exclusive(target.name):
+        versions = registry.versions(target.name)
+        version = find(versions, target)
+        if alias in version.aliases:
+            raise RegistryError(f"{version.reference} is {alias} already", "`fedmed registry list` shows every alias")
+        return _move(registry, versions, version, alias, "promote", reason, actor, gate or {})
 
 
 def rollback(registry: Registry, name: str, alias: str = CHAMPION, reason: str = "", *, actor: str = "") -> Version:
@@ -73,18 +75,21 @@ def rollback(registry: Registry, name: str, alias: str = CHAMPION, reason: str =
     Raises:
         RegistryError: nobody has the alias, or nobody had it before.
     """
-    versions = registry.versions(name)
-    current = holder(versions, alias)
-    if current is None:
-        raise RegistryError(f"no version of {name!r} is {alias}", "`fedmed registry list` shows every alias")
-    existing = {version.version: version for version in versions}
-    earlier = [number for number in past_holders(read_history(versions, alias), current.version) if number in existing]
-    if not earlier:
-        raise RegistryError(
-            f"{current.reference} is the first {alias}, there is none to go back to",
-            "`fedmed registry promote NAME:VERSION` gives the alias to any version",
-        )
-    return _move(registry, versions, existing[earlier[-1]], alias, "rollback", reason, actor, {})
+    with registry.exclusive(name):
+        versions = registry.versions(name)
+        current = holder(versions, alias)
+        if current is None:
+            raise RegistryError(f"no version of {name!r} is {alias}", "`fedmed registry list` shows every alias")
+        existing = {version.version: version for version in versions}
+        earlier = [
+            number for number in past_holders(read_history(versions, alias), current.version) if number in existing
+        ]
+        if not earlier:
+            raise RegistryError(
+                f"{current.reference} is the first {alias}, there is none to go back to",
+                "`fedmed registry promote NAME:VERSION` gives the alias to any version",
+            )
+        return _move(registry, versions, existing[earlier[-1]], alias, "rollback", reason, actor, {})
 
 
 def read_history(versions: Sequence[Version], alias: str) -> list[Change]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from aggregator.model_folder import MANIFEST, file_sha256, verify_model
-from aggregator.registry.base import KEY_TAG, MANIFEST_TAG, RunInfo, Version, find, parse_reference
+from aggregator.registry.base import KEY_TAG, MANIFEST_TAG, Metric, RunInfo, Version, find, parse_reference
 from aggregator.registry.fetching import fetched_folder
 from fedmed.errors import RegistryError
 
@@ -26,9 +29,18 @@ class MemoryRegistry:
         self.runs: dict[str, RunInfo] = {}
         self.files: dict[str, dict[str, bytes]] = {}
         self.down = False
+        self.logged: dict[tuple[str, str], Sequence[Metric]] = {}  # (run name, entry) -> points
+        self._turn = threading.RLock()
         self._versions: dict[str, list[Version]] = {}
         self._models: dict[str, dict[str, bytes]] = {}
         self._ids = itertools.count(1)
+
+    def log(self, run: RunInfo, entry: str, metrics: Sequence[Metric]) -> None:
+        self._check_up()
+        self.logged.setdefault((run.run_name, entry), metrics)
+
+    def exclusive(self, name: str) -> AbstractContextManager[Any]:
+        return self._turn
 
     def publish(self, model_dir: Path, run: RunInfo) -> Version:
         self._check_up()

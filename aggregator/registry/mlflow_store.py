@@ -9,7 +9,8 @@ consortium has the store's credentials (MLFLOW_TRACKING_USERNAME, ...PASSWORD or
 | state of the store            | what happens                                                      |
 | ----------------------------- | ----------------------------------------------------------------- |
 | server does not answer        | RegistryError within seconds, before any MLflow retry             |
-| cut off in the middle         | the run is marked failed; the next publish replaces it            |
+| cut off in the middle         | the run is marked failed; the next publish takes it up again      |
+| same entry logged again       | nothing is added: the run's tag `fedmed.logged/ENTRY` tells       |
 | same key published again      | the first version is returned, nothing is added                   |
 """
 
@@ -27,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from aggregator.model_folder import MANIFEST, file_sha256, verify_model
-from aggregator.registry.base import KEY_TAG, MANIFEST_TAG, RunInfo, Version, find, parse_reference
+from aggregator.registry.base import KEY_TAG, MANIFEST_TAG, RUN_TAG, Metric, RunInfo, Version, find, parse_reference
+from aggregator.registry.exclusive import claimed, locked_file
 from aggregator.registry.fetching import fetched_folder
 from fedmed.errors import RegistryError
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 PROBE_TIMEOUT_S = 3.0
 _MODEL_PATH = "model"
+_LOGGED_TAG = "fedmed.logged"
+_CLAIM_TAG = "fedmed.claim"
 _NOTE_TAG = "mlflow.note.content"
 # Without it MLflow's pages open in their GenAI view, which has no curves.
 _KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"
@@ -52,6 +56,7 @@ class MlflowRegistry:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._made: MlflowClient | None = None
+        self._held: set[str] = set()  # models whose aliases this process moves at present
 
     def publish(self, model_dir: Path, run: RunInfo) -> Version:
         verify_model(model_dir)
@@ -59,9 +64,7 @@ class MlflowRegistry:
             if version.tags.get(KEY_TAG) == run.key:
                 return version
         with self._store() as client:
-            experiment_id = self._experiment(client, run.name)
-            _remove_unfinished(client, experiment_id, run.key)
-            run_id = _start_run(client, experiment_id, run)
+            run_id = _find_or_start(client, self._experiment(client, run.name), run)
             try:
                 _log_run(client, run_id, run, model_dir)
                 number = _create_version(client, run_id, run, file_sha256(model_dir / MANIFEST))
@@ -71,6 +74,39 @@ class MlflowRegistry:
                 raise
             client.set_terminated(run_id, "FINISHED")
         return self.get(f"{run.name}:{number}")
+
+    def log(self, run: RunInfo, entry: str, metrics: Sequence[Metric]) -> None:
+        with self._store() as client:
+            run_id = _find_or_start(client, self._experiment(client, run.name), run)
+            _log_once(client, run_id, entry, metrics)
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        parse_reference(f"{name}:1")
+        if name in self._held:  # a decision and the moves that it makes are one
+            yield
+            return
+        with self._turn(name):
+            self._held.add(name)
+            try:
+                yield
+            finally:
+                self._held.discard(name)
+
+    def _turn(self, name: str) -> contextlib.AbstractContextManager[None]:
+        if (database := _sqlite_path(self.uri)) is not None:
+            return locked_file(database.with_name(f"{database.name}.{name}.lock"), name)
+        if not self.versions(name):  # nothing to move, and nowhere to keep a claim
+            return contextlib.nullcontext()
+        return claimed(name, lambda: self._claim(name), lambda claim: self._set_claim(name, claim))
+
+    def _claim(self, name: str) -> str:
+        with self._store() as client:
+            return str(client.get_registered_model(name).tags.get(_CLAIM_TAG, ""))
+
+    def _set_claim(self, name: str, claim: str) -> None:
+        with self._store() as client:
+            client.set_registered_model_tag(name, _CLAIM_TAG, claim)
 
     def attach(self, version: Version, files: Sequence[Path]) -> None:
         with self._store() as client:
@@ -186,21 +222,48 @@ def _sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
 
 
-def _start_run(client: MlflowClient, experiment_id: str, run: RunInfo) -> str:
-    tags = {**run.tags, KEY_TAG: run.key, _NOTE_TAG: run.description, "mlflow.source.name": "fedmed run"}
-    return str(client.create_run(experiment_id, tags=tags, run_name=run.run_name).info.run_id)
+def _find_or_start(client: MlflowClient, experiment_id: str, run: RunInfo) -> str:
+    """The run of this name that has no other version, begun when there is none."""
+    found = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_TAG}` = '{run.run_name}'")
+    for known in found:
+        if not run.key or known.data.tags.get(KEY_TAG, run.key) == run.key:
+            return str(known.info.run_id)
+    tags = {**run.tags, RUN_TAG: run.run_name, "mlflow.source.name": "fedmed run"}
+    run_id = str(client.create_run(experiment_id, tags=tags, run_name=run.run_name).info.run_id)
+    _log_params(client, run_id, run.params)
+    return run_id
+
+
+def _log_params(client: MlflowClient, run_id: str, given: Mapping[str, str]) -> None:
+    from mlflow.entities import Param
+
+    params = [Param(name, str(value)) for name, value in given.items()]
+    for start in range(0, len(params), 100):  # MLflow's limit of one batch
+        client.log_batch(run_id, params=params[start : start + 100])
+
+
+def _log_once(client: MlflowClient, run_id: str, entry: str, given: Sequence[Metric]) -> None:
+    from mlflow.entities import Metric as Point
+    from mlflow.entities import RunTag
+
+    tag = f"{_LOGGED_TAG}/{entry}"
+    if tag in client.get_run(run_id).data.tags:
+        return
+    now = datetime.now(UTC).timestamp()
+    points = [Point(item.name, item.value, int(1000 * (item.at or now)), item.step) for item in given]
+    for start in range(0, len(points), 900):  # MLflow's limit of one batch is 1000
+        client.log_batch(run_id, metrics=points[start : start + 900])
+    # After the points: cut off in between, they are sent again with the same times, and MLflow keeps one of each.
+    client.log_batch(run_id, tags=[RunTag(tag, datetime.now(UTC).isoformat(timespec="seconds"))])
 
 
 def _log_run(client: MlflowClient, run_id: str, run: RunInfo, model_dir: Path) -> None:
-    from mlflow.entities import Metric, Param
-
-    now = int(datetime.now(UTC).timestamp() * 1000)
-    params = [Param(name, str(value)) for name, value in run.params.items()]
-    metrics = [Metric(metric.name, metric.value, now, metric.step) for metric in run.metrics]
-    for start in range(0, len(params), 100):  # MLflow's limits of one batch
-        client.log_batch(run_id, params=params[start : start + 100])
-    for start in range(0, len(metrics), 1000):
-        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    """Everything of a finished run; what a run that was cut off holds already is the same, and stays."""
+    _log_params(client, run_id, run.params)
+    for step in sorted({metric.step for metric in run.metrics}):
+        _log_once(client, run_id, f"round/{step}", [metric for metric in run.metrics if metric.step == step])
+    for name, value in {**run.tags, _NOTE_TAG: run.description, KEY_TAG: run.key}.items():
+        client.set_tag(run_id, name, value)
     client.log_artifacts(run_id, str(model_dir), _MODEL_PATH)
     for path in run.files:
         client.log_artifact(run_id, str(path))
@@ -213,12 +276,6 @@ def _create_version(client: MlflowClient, run_id: str, run: RunInfo, manifest_sh
     source = f"runs:/{run_id}/{_MODEL_PATH}"
     raw = client.create_model_version(run.name, source, run_id, tags=tags, description=run.description)
     return int(raw.version)
-
-
-def _remove_unfinished(client: MlflowClient, experiment_id: str, key: str) -> None:
-    """Runs of this key were cut off before they had a version; MLflow keeps them in its bin."""
-    for run in client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{key}'"):
-        client.delete_run(run.info.run_id)
 
 
 def _all_versions(client: MlflowClient, name: str) -> list[Any]:

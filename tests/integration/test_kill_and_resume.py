@@ -10,6 +10,7 @@ import pytest
 from helpers_runs import (
     TWO_SITES,
     assert_each_round_once,
+    connector,
     daemon,
     decisions,
     ending_all,
@@ -55,6 +56,18 @@ def hold_valley_until_north_has_trained(process, runs: Path, folder: Path, numbe
     return held
 
 
+def hold_valley_back_until_north_has_trained(process, runs: Path, folder: Path, number: int) -> None:
+    """The same, with valley's answer held back and nothing in training: who is killed in training has spent for nothing."""
+    wait_for_event(process, folder, "round_committed", round=number - 1)
+    connector(runs, "valley").send_signal(signal.SIGSTOP)
+    wait_until(lambda: number in decisions(folder, "north", "released"), f"north trained round {number}", process)
+    wait_until(
+        lambda: decisions(folder, "valley", "accepted") == decisions(folder, "valley", "released"),
+        "valley trains nothing",
+        process,
+    )
+
+
 @pytest.mark.parametrize("victim", [server_app, superlink], ids=["server-app", "superlink"])
 def test_a_killed_server_is_started_again_and_goes_on(tmp_path: Path, victim) -> None:
     folder = tmp_path / "hurt"
@@ -78,7 +91,7 @@ def test_everything_is_killed_and_resume_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "cut"
     with ending_all(tmp_path):
         process = start_run(tmp_path, "cut", *TWO_SITES, f"training.rounds={ROUNDS}")
-        hold_valley_until_north_has_trained(process, tmp_path, folder, 2)
+        hold_valley_back_until_north_has_trained(process, tmp_path, folder, 2)
         second = fedmed("resume", str(folder))
         assert second.returncode == 8
         assert f"another command (process {process.pid}) works on {folder}" in second.stderr
