@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from aggregator import provision
+from aggregator import admitted, provision
 from aggregator.events import read_events
 from aggregator.superlink_hooks import RELOAD_S
 from fedmed.data.manifest import write_manifest
@@ -304,6 +304,30 @@ def test_plain_text_is_refused_on_both_sides(world: World) -> None:
     world.wait_until("refused", "plain", "does not answer")
     assert "connected as node" not in world.said("plain")
     world.stop("plain")
+
+
+def test_plain_text_beyond_loopback_has_to_be_asked_for_and_is_told(world: World) -> None:
+    """Told at the start here; every round is told by the server app, which learns of it from its SuperLink's environment."""
+    a, h, trial = (
+        world.machines.aggregator,
+        world.machines.hospital,
+        "--host 10.77.0.1 --fleet-port 9192 --control-port 9193",
+    )
+    assert "is not a consortium's folder" in world.run(
+        a, f"fedmed superlink {world.root}/lib/trial {trial}", expected=11
+    )
+    world.start("trial", world.command(a, f"fedmed superlink {world.root}/lib/trial {trial} --insecure"))
+    world.wait_until("started", "trial", "SuperLink ready: sites connect to 10.77.0.1:9192")
+    assert (
+        "warning: INSECURE: anybody on the way can read and change what goes to and from 10.77.0.1:9192"
+        in world.said("trial")
+    )
+    below = psutil.Process(world.started["trial"].pid).children(recursive=True)
+    assert {process.environ().get(admitted.EXPOSED_KEY) for process in below} == {"10.77.0.1:9192"}
+    world.start("open", world.command(h, f"fedmed-site connect {world.north} --superlink 10.77.0.1:9192 --insecure"))
+    world.wait_until("joined", "open", "connected as node")
+    for name in ("open", "trial"):
+        world.stop(name)
 
 
 @pytest.mark.parametrize(("days", "said"), [(-400, "ended on"), (2, "begins on")])
