@@ -39,12 +39,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aggregator.aggregation.layers import factors, layers, matrix
+from aggregator.aggregation.layers import Layer, factors, layers, matrix
 from fedmed.messages import OptimizerSpec, PrivacySpec, TrainTask
 from fedmed.models.kinds import SAVED, kind_of
 from fedmed.training.optimizers import BETA2, FLOOR
 
 _TAIL = 6.0  # |N(0, 1)^n| exceeds sqrt n + 6 with a probability below exp(-18)
+_ROUNDING = 1 + 1e-4  # norms are measured in float32
 _ROUNDED = 1.5  # a released count is at least 1 / 1.5 of the true one
 
 
@@ -54,14 +55,40 @@ def median_bound(norms: Sequence[float], factor: float) -> float:
     return factor * middle if middle > 0 else math.inf
 
 
-def reach_bound(
-    sent: Mapping[str, Tensor], update: Mapping[str, Tensor], task: TrainTask, patients: float, *, product_alone: bool
-) -> float:
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a bound needs to know of the tensors that a site was sent; measured once a round.
+
+    Attributes:
+        sizes: how many numbers each tensor that travels up has; norms: their L2 norms; largest: their largest numbers.
+        layers: (spectral norm of B R, that of A, that of B) of each layer.
+    """
+
+    sizes: Mapping[str, int]
+    norms: Mapping[str, float]
+    largest: Mapping[str, float]
+    layers: Mapping[Layer, tuple[float, float, float]]
+
+    @classmethod
+    def of(cls, sent: Mapping[str, Tensor], travels: Sequence[str]) -> Start:
+        """Measures them; `travels` names the tensors that come back."""
+        own = layers(sent)
+        pairs = [(*factors(sent, layer, torch.float32), matrix(sent[layer.b], torch.float32)) for layer in own]
+        grams = [torch.stack([up.T @ up, down @ down.T, b.T @ b]) for up, down, b in pairs]
+        roots = torch.linalg.eigvalsh(torch.stack(grams).double())[..., -1].clamp(min=0).sqrt() if grams else []
+        return cls(
+            {key: sent[key].numel() for key in travels},
+            {key: float(sent[key].norm()) for key in travels},
+            {key: float(sent[key].abs().max()) for key in travels},
+            {layer: tuple(found.tolist()) for layer, found in zip(own, roots, strict=True)},
+        )
+
+
+def reach_bound(start: Start, task: TrainTask, patients: float, *, product_alone: bool) -> float:
     """The most that `measure_change` can find of an honest site; infinity where nothing can be said.
 
     Args:
-        sent: what the site started from.
-        update: its names tell what travels; no value of it is used.
+        start: of what the site was sent.
         task: what it was asked to do.
         patients: as it told them; 1 where it did not.
         product_alone: as in `measure_change`.
@@ -69,18 +96,14 @@ def reach_bound(
     optimizer = Reach.of(task, patients)
     if math.isinf(optimizer.apart):
         return math.inf
-    moved = {key: optimizer.of_tensor(sent[key]) for key in update}
+    moved = {key: optimizer.of_tensor(start, key) for key in start.sizes}
     scale, square = task.lora.alpha / task.lora.rank, 0.0
-    for layer in layers(sent):
-        up, down = factors(sent, layer)
-        rise_up, rise_down = moved.get(layer.b, 0.0), moved.get(layer.a, 0.0)
-        if layer.core in update:
-            rise_up = moved[layer.core] * _spectral(matrix(sent[layer.b]))
-        if rise_up or rise_down:
-            rise = rise_up * _spectral(down) + rise_down * _spectral(up) + rise_up * rise_down
-            square += (scale * rise) ** 2
+    for layer, (up, down, b) in start.layers.items():
+        rise_up = moved[layer.core] * b if layer.core in moved else moved.get(layer.b, 0.0)
+        rise_down = moved.get(layer.a, 0.0)
+        square += (scale * (rise_up * down + rise_down * up + rise_up * rise_down)) ** 2
     square += sum(reach**2 for key, reach in moved.items() if not product_alone or kind_of(key) == SAVED)
-    return math.sqrt(square)
+    return _ROUNDING * math.sqrt(square)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +130,14 @@ class Reach:
         apart = longer * spec.learning_rate * adam_steps(spec.momentum, privacy.steps, earlier)
         return cls(apart if shrink <= 1 else math.inf, 0.0, privacy.steps * shrink, task.dtype)
 
-    def of_tensor(self, start: Tensor) -> float:
-        """How far a tensor that starts here can have moved, with what the wire adds: L2 norm."""
-        numbers, norm = start.numel(), float(start.double().norm())
-        far = self.apart * math.sqrt(numbers) + self.joint + self.decay * norm
+    def of_tensor(self, start: Start, key: str) -> float:
+        """How far a tensor that starts there can have moved, with what the wire adds: L2 norm."""
+        root, norm = math.sqrt(start.sizes[key]), start.norms[key]
+        far = self.apart * root + self.joint + self.decay * norm
         if self.dtype == "bfloat16":
             return far + 2**-8 * (norm + far)
         if self.dtype == "int8":
-            largest = float(start.abs().max()) * (1 + self.decay) + self.apart + self.joint
-            return far + 2 / 127 * math.sqrt(numbers) * largest
+            return far + 2 / 127 * root * (start.largest[key] * (1 + self.decay) + self.apart + self.joint)
         return far
 
 
@@ -137,9 +159,3 @@ def sgd_reach(spec: OptimizerSpec, privacy: PrivacySpec, patients: float) -> tup
     far = spec.learning_rate * privacy.steps / (1 - spec.momentum) * privacy.max_grad_norm / privacy.sample_rate
     noise = privacy.noise_multiplier / max(1.0, patients)
     return far * noise, far * (_ROUNDED + noise * _TAIL)
-
-
-def _spectral(factor: Tensor) -> float:
-    """The largest singular value of a thin matrix, by its small Gram matrix."""
-    gram = factor @ factor.T if factor.shape[0] <= factor.shape[1] else factor.T @ factor
-    return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedmed.models.kinds import LORA_A, kind_of, layer_of
@@ -39,15 +40,15 @@ def layers(state: Mapping[str, Tensor]) -> list[Layer]:
     return [_layer_of_a(key) for key in sorted(state) if kind_of(key) == LORA_A]
 
 
-def matrix(tensor: Tensor) -> Tensor:
-    """A factor as a float64 matrix: a convolution's kernel lies in its last axis."""
-    return tensor.flatten(1).double()
+def matrix(tensor: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A factor as a matrix: a convolution's kernel lies in its last axis."""
+    return tensor.flatten(1).to(dtype)
 
 
-def factors(state: Mapping[str, Tensor], layer: Layer) -> tuple[Tensor, Tensor]:
-    """B R [o, r] and A [r, i] in float64, whose product is the layer's change without the scale."""
-    up = matrix(state[layer.b])
-    return (up @ matrix(state[layer.core]) if layer.core in state else up), matrix(state[layer.a])
+def factors(state: Mapping[str, Tensor], layer: Layer, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """B R [o, r] and A [r, i], whose product is the layer's change without the scale."""
+    up, down = matrix(state[layer.b], dtype), matrix(state[layer.a], dtype)
+    return (up @ matrix(state[layer.core], dtype) if layer.core in state else up), down
 
 
 def write_factors(state: State, layer: Layer, up: Tensor, down: Tensor) -> None:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from aggregator.aggregation.layers import factors, layers
-from fedmed.models.kinds import SAVED, kind_of
+from fedmed.models.kinds import LORA_R, SAVED, kind_of
 
 _HALVINGS = 200
 
@@ -58,41 +58,46 @@ class Change:
 def measure_change(
     sent: Mapping[str, Tensor], update: Mapping[str, Tensor], scale: float, *, product_alone: bool
 ) -> Change:
-    """The change of weights that a site's tensors make.
+    """The change of weights that a site's tensors make, to about 1e-6 of its length.
 
     Args:
-        sent: what the site started from, the tensors that did not travel included.
+        sent: what the site started from, the tensors that did not travel included; all layers have one rank.
         update: what it returned.
         scale: s = alpha / rank.
         product_alone: the numbers of A and B do not count beside their product.
     """
-    square = cube = fourth = 0.0
-    after = {**sent, **update}
+    change = _change(sent, update, scale, product_alone, torch.float32)
+    if math.isfinite(change.square + change.cube + change.fourth):
+        return change
+    return _change(sent, update, scale, product_alone, torch.float64)  # the square of a large float32 is none
+
+
+def _change(
+    sent: Mapping[str, Tensor], update: Mapping[str, Tensor], scale: float, product_alone: bool, dtype: torch.dtype
+) -> Change:
+    """Over all layers, with e = new B R - B R, u = B R, d = A, x = new A - A: L = e d + u x, Q = e x."""
+    lefts, rights, after = [], [], {**sent, **update}
     for layer in layers(sent):
-        if not {layer.a, layer.b, layer.core} & update.keys():
-            continue
-        (up, down), (new_up, new_down) = factors(sent, layer), factors(after, layer)
-        linear, mixed, quadratic = _layer_change(up, down, new_up - up, new_down - down)
-        square, cube, fourth = square + linear, cube + mixed, fourth + quadratic
-    numbers = sum(
-        float((update[key].double() - sent[key].double()).square().sum())
-        for key in update
-        if not product_alone or kind_of(key) == SAVED
-    )
-    return Change(square * scale**2 + numbers, cube * scale**2, fourth * scale**2)
-
-
-def _layer_change(up: Tensor, down: Tensor, rise_up: Tensor, rise_down: Tensor) -> tuple[float, float, float]:
-    """|L|^2, 2 <L, Q> and |Q|^2 of L = rise_up down + up rise_down, Q = rise_up rise_down."""
-    left, right = (rise_up, up), (down, rise_down)
-
-    def inner(first: tuple[int, int], second: tuple[int, int]) -> float:
-        lefts = left[first[0]].T @ left[second[0]]
-        return float((lefts * (right[first[1]] @ right[second[1]].T)).sum())
-
-    first, second, both = (0, 0), (1, 1), (0, 1)
-    linear = inner(first, first) + inner(second, second) + 2 * inner(first, second)
-    return linear, 2 * (inner(first, both) + inner(second, both)), inner(both, both)
+        if {layer.a, layer.b, layer.core} & update.keys():
+            (up, down), (new_up, new_down) = factors(sent, layer, dtype), factors(after, layer, dtype)
+            left, right = torch.cat([new_up - up, up], 1), torch.cat([down, new_down - down])
+            lefts.append(left.T @ left)
+            rights.append(right @ right.T)
+    others = [key for key in update if kind_of(key) == SAVED or (kind_of(key) == LORA_R and not product_alone)]
+    numbers = sum(float((update[key].to(dtype) - sent[key].to(dtype)).square().sum()) for key in others)
+    if not lefts:
+        return Change(numbers)
+    left, right = torch.stack(lefts).double(), torch.stack(rights).double()
+    rank = left.shape[1] // 2
+    rise, start = slice(0, rank), slice(rank, None)
+    ee, eu, ue, uu = left[:, rise, rise], left[:, rise, start], left[:, start, rise], left[:, start, start]
+    dd, dx, xx = right[:, rise, rise], right[:, rise, start], right[:, start, start]
+    linear = float((ee * dd + uu * xx + 2 * eu * dx).sum())
+    mixed, quadratic = 2 * float((ee * dx + ue * xx).sum()), float((ee * xx).sum())
+    if not product_alone:
+        moved = xx if any(kind_of(key) == LORA_R for key in update) else torch.cat([ee, xx])
+        numbers += float(moved.diagonal(dim1=1, dim2=2).sum())
+    return Change(linear * scale**2 + numbers, mixed * scale**2, quadratic * scale**2)
 
 
 def squared_distance(

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from aggregator.aggregation.bounds import median_bound, reach_bound
+from aggregator.aggregation.bounds import Start, median_bound, reach_bound
 from aggregator.aggregation.combine import make_combiner
 from aggregator.aggregation.layers import State
 from aggregator.aggregation.mean import check_update, select
@@ -96,6 +96,7 @@ class RoundAggregate:
         self._state, self._memory = state, memory
         self._bound = median_bound(norms, self._federation.norm_bound)
         self._combiner = make_combiner(self._method, self._scale, experiment.seed, number)
+        self._starts: dict[int, tuple[Mapping[str, Tensor], Start]] = {}  # by identity, which the tuple keeps taken
         self._kept: list[_Reply] = []
         self._taken = 0
 
@@ -139,13 +140,19 @@ class RoundAggregate:
         """Scales an update that is longer than the bound down to it, tensor by tensor."""
         alone = self._method.mixed_ranks
         change = measure_change(sent, update, self._scale, product_alone=alone)
-        reach = reach_bound(sent, update, task, weight, product_alone=alone) if task else math.inf
+        reach = reach_bound(self._start(sent), task, weight, product_alone=alone) if task else math.inf
         taken = Taken(change.norm(), min(self._bound, reach))
         if taken.scaled:
             part = change.part_within(taken.bound)
             for name in update:
                 update[name] = sent[name].lerp(update[name].to(sent[name].dtype), part)
         return taken
+
+    def _start(self, sent: Mapping[str, Tensor]) -> Start:
+        """What is measured of `sent` once, for all the sites that got it."""
+        if id(sent) not in self._starts:
+            self._starts[id(sent)] = sent, Start.of(sent, list(select(sent, self._returned)))
+        return self._starts[id(sent)][1]
 
     def _mean(self) -> State:
         """What the replies are on average, by the robust rule where there is one."""

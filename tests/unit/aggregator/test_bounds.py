@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from aggregator.aggregation.bounds import adam_steps, median_bound, reach_bound
+from aggregator.aggregation.bounds import Start, adam_steps, median_bound, reach_bound
 from aggregator.aggregation.layers import layers, write_factors
 from aggregator.aggregation.mean import select
 from aggregator.aggregation.products import Change, measure_change, squared_distance
@@ -61,7 +61,7 @@ def test_the_norm_is_that_of_the_dense_change_at_every_part_of_the_way(name, par
         counted = [key for key in update if not alone or key == "model.head.bias"]
         dense += sum(float((there[key] - sent[key].double()).square().sum()) for key in counted)
         change = measure_change(sent, update, SCALE, product_alone=alone)
-        assert change.norm(part) == pytest.approx(math.sqrt(dense), rel=1e-9)
+        assert change.norm(part) == pytest.approx(math.sqrt(dense), rel=2e-6)
 
 
 def with_other_basis(state, seed=7):
@@ -203,7 +203,7 @@ def test_an_honest_site_is_never_over_its_reach(name, kinds, alone):
         optimizer.step()
     update = {key: parameter.detach() for key, parameter in own.items()}
     norm = measure_change(sent, update, SCALE, product_alone=alone).norm()
-    reach = reach_bound(sent, update, task_of(spec, privacy), patients, product_alone=alone)
+    reach = reach_bound(Start.of(sent, list(update)), task_of(spec, privacy), patients, product_alone=alone)
     assert norm <= reach
     # The reach adds up what the layers' factors could do at the worst; it is of use as long as that is not thousands.
     assert reach < 60 * norm
@@ -214,7 +214,7 @@ def test_a_first_round_has_a_bound_where_the_optimizer_gives_one():
     update = {key: tensor * 1e6 for key, tensor in sent.items()}
 
     def reach(optimizer, privacy):
-        return reach_bound(sent, update, task_of(optimizer, privacy), 1.0, product_alone=False)
+        return reach_bound(Start.of(sent, list(update)), task_of(optimizer, privacy), 1.0, product_alone=False)
 
     adam, sgd = (OptimizerSpec(name, 0.01, 0.9, 0.0, False) for name in ("adamw", "sgd"))
     assert math.isfinite(reach(adam, NONE)) and math.isfinite(reach(adam, DP)) and math.isfinite(reach(sgd, DP))
@@ -242,4 +242,4 @@ def test_the_reach_leaves_room_for_what_the_wire_rounds_off(dtype):
         for key, tensor in sent.items()
     }
     norm = measure_change(sent, rounded, SCALE, product_alone=False).norm()
-    assert norm <= reach_bound(sent, rounded, task_of(still, NONE, dtype=dtype), 1.0, product_alone=False)
+    assert norm <= reach_bound(Start.of(sent, list(sent)), task_of(still, NONE, dtype=dtype), 1.0, product_alone=False)
