@@ -28,11 +28,13 @@ BASE_SHA256 = "ab" * 32
 
 
 def adapter() -> State:
-    """A and B of twelve layers, drawn anew: nothing about it compresses or repeats."""
-    kinds = ("lora_A", "lora_B")
-    names = [f"model.layers.{layer}.{kind}.weight" for layer in range(TENSORS // 2) for kind in kinds]
+    """A (rank x in) and B (out x rank) of twelve layers, all numbers drawn: nothing about it compresses or repeats."""
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(ROWS, COLUMNS, generator=generator) for name in names}
+    state: State = {}
+    for layer in range(TENSORS // 2):
+        state[f"model.layers.{layer}.lora_A.weight"] = torch.randn(ROWS, COLUMNS, generator=generator)
+        state[f"model.layers.{layer}.lora_B.weight"] = torch.randn(COLUMNS, ROWS, generator=generator)
+    return state
 
 
 def unscored(state: State) -> Scores:
