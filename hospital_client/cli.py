@@ -9,6 +9,7 @@
     fedmed-site keygen north       a node key for the consortium; fedmed-site join KIT north puts its kit into place
     fedmed-site connect north      the site in its federation, until SIGTERM or Ctrl-C
     fedmed-site consent withdraw north --from ids.txt      those patients are left out from the next draw on
+    fedmed-site personal export north RUN OUT          the site's own model, where the method leaves it a part
     fedmed-site plan north --experiment pneumonia      what that run would cost the patients, and whether it fits
 
 A fault that a person can mend is one line and a hint, with the exit code of its class in fedmed.errors.
@@ -40,12 +41,13 @@ from fedmed.plan_cli import (
     SampleRate,
     SolveFor,
 )
-from hospital_client import connect_cli, connection_cli, consent_cli
+from hospital_client import connect_cli, connection_cli, consent_cli, personal_cli
 from hospital_client.consent_cli import AsJson, Folder
 
 # Everything else is imported inside the commands: --help must be quick, and torch is for `start` alone.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A hospital's site.")
 app.add_typer(consent_cli.app, name="consent")
+app.add_typer(personal_cli.app, name="personal")
 app.command()(connection_cli.keygen)
 app.command()(connection_cli.join)
 app.command()(connect_cli.connect)

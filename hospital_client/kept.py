@@ -1,4 +1,4 @@
-"""What a site keeps for itself from round to round of a run, in step with the results that it gave: its personal tensors.
+"""What a site keeps for itself from round to round of a run, in step with the results that it gave: its own adapter.
 
     trained round -> put aside -> its result is stored -> kept/RUN/ROUND.safetensors -> the next round's start
 
@@ -20,6 +20,7 @@ it came out of the accounted mechanism (docs/privacy.md, "Personal tensors"). It
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,14 @@ class KeptStore:
         rounds = self._rounds(self._folder / run)
         earlier = [own for own in rounds if own < number]
         return rounds[max(earlier)] if earlier else None
+
+    def newest(self, run: str) -> Path | None:
+        """The file of a run's last round here."""
+        return self.before(run, sys.maxsize) if run in self.runs() else None
+
+    def runs(self) -> list[str]:
+        """Names of the runs of which something is kept."""
+        return sorted({path.parent.name for path in self._folder.glob(f"*/*{_ENDING}")})
 
     @staticmethod
     def _rounds(folder: Path) -> dict[int, Path]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedmed.data.manifest import Manifest
-from fedmed.errors import ModelError, PrivacyError, WireError
+from fedmed.errors import ModelError, PrivacyError
 from fedmed.messages import TrainTask, sha256_hex
 from fedmed.models.adapter import State, decode_state, encode_state
 from fedmed.models.base import load_base
@@ -31,6 +31,7 @@ from fedmed.training.local_round import LocalTrainer
 from fedmed.training.steps import RoundPlan
 from hospital_client.consent import Withdrawals
 from hospital_client.kept import KeptStore
+from hospital_client.personal import pack, read_tensors
 from hospital_client.release import TaskMismatch, Trained
 from hospital_client.settings import SiteFolder
 from hospital_client.site import ShouldStop, TrainRound
@@ -88,8 +89,8 @@ class SiteTrainer:
             counts = local.count(plan, state, task.init_seed, should_stop, random)
             trained = local.train(plan, state, task.init_seed, should_stop, random)
             returned = {key: value for key, value in trained.items() if kind_of(key) in task.returned}
-            own = {key: value for key, value in trained.items() if key not in returned}
-            return Trained(encode_state(returned, task.dtype), counts, encode_state(own, "float32") if own else b"")
+            kept = pack(task, self.base_name, state | trained) if plan.personal else b""
+            return Trained(encode_state(returned, task.dtype), counts, kept)
 
         return train_round
 
@@ -115,13 +116,7 @@ class SiteTrainer:
     def _own_tensors(self, task: TrainTask, personal: tuple[str, ...]) -> State:
         """The site's personal tensors as its last round of the run left them; none before the first."""
         path = self._kept.before(task.run, task.round) if personal else None
-        if path is None:
-            return {}
-        try:
-            state = decode_state(path.read_bytes())
-        except (OSError, WireError, ModelError) as error:
-            hint = "delete it to start from the round before, or from the first values"
-            raise ModelError(f"the site's own tensors in {path} cannot be read", hint) from error
+        state = {} if path is None else read_tensors(path)
         return {key: value for key, value in state.items() if kind_of(key) in personal}
 
     def _check_adapter(self, plan: RoundPlan, payload: memoryview, own: State, init_seed: int) -> State:

@@ -202,7 +202,7 @@ class LocalTrainer:
     def _take_optimizer(self, plan: RoundPlan, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """The run's optimizer of these tensors with its moments, or a new one. Taken out: a round that fails leaves none."""
         key = self._moments(plan, parameters)
-        self._optimizers = {own: kept for own, kept in self._optimizers.items() if own.run == key.run}
+        self._optimizers = {own: kept for own, kept in self._optimizers.items() if own.belongs_with(key)}
         if (optimizer := self._optimizers.pop(key, None)) is None:
             return make_optimizer(plan.optimizer, parameters.values(), plan.noise_std)
         begin_round(optimizer, plan.optimizer, plan.noise_std)
@@ -227,3 +227,7 @@ class _Moments(NamedTuple):
     lora: LoraSpec
     tensors: tuple[str, ...]
     changes: int
+
+    def belongs_with(self, other: _Moments) -> bool:
+        """Whether both are of one run, and of parameters that are still there."""
+        return (self.run, self.changes) == (other.run, other.changes)

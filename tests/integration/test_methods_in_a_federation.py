@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +29,7 @@ from fedmed.models.adapter import adapter_state, add_adapter, load_adapter_state
 from fedmed.models.base import load_base
 from hospital_client.audit import Audit
 from hospital_client.ledger import Ledger
+from hospital_client.personal import read_tensors
 from hospital_client.results import ResultStore
 from hospital_client.settings import load_site
 from hospital_client.setup import create_site
@@ -145,3 +149,36 @@ def test_a_hospitals_policy_allows_every_method_until_the_hospital_says_otherwis
     """They cost a patient the same: docs/privacy.md."""
     folder = create_site(tmp_path / "north", {"name": "north", "data": "data"}, {})
     assert set(folder.policy.methods) == set(METHODS)
+
+
+def test_a_hospital_makes_its_own_model_of_what_stays_with_it(tmp_path: Path) -> None:
+    """Base, A and the site's B; what the consortium publishes has no B, and the two hospitals' models differ."""
+    experiment = load_federation("pneumonia", [*KEYS, *NEEDS["fedsa_lora"], "federation.method=fedsa_lora"])
+    federate(tmp_path, experiment)
+    (run,) = (path.name for path in tmp_path.glob("north/kept/*"))
+    base = load_base("fedmed-tiny")
+    manifest = mixed_cohort(tmp_path / "questions")
+    examples = manifest.examples[:4]
+    inputs = Collator(base.processor, 512).train_batch(examples, [manifest.images(item) for item in examples]).inputs
+    logits = [base.model(**inputs).logits.detach()]
+    for name in SITES:
+        done = fedmed_site("personal", "export", str(tmp_path / name), run, str(tmp_path / f"{name}-model"))
+        assert done.returncode == 0 and f"round {ROUNDS} of {run}" in done.stdout, done.stderr
+        own = load_base(str(tmp_path / f"{name}-model")).model
+        logits.append(own(**inputs).logits.detach())
+        state = read_tensors(tmp_path / name / "kept" / run / f"{ROUNDS}.safetensors")
+        model = add_adapter(base.model, experiment.lora.spec, experiment.seed)
+        load_adapter_state(model, state)
+        assert float((model(**inputs).logits - logits[-1]).abs().max()) < 1e-4
+        remove_adapter(model)
+    assert all(float((one - other).abs().max()) > 1e-3 for one, other in itertools.combinations(logits, 2))
+    for wrong, words in [
+        (run, "exists already"),
+        ("other", f"keeps no tensors of run 'other'\n  hint: it does of: {run}"),
+    ]:
+        refused = fedmed_site("personal", "export", str(tmp_path / "north"), wrong, str(tmp_path / "north-model"))
+        assert refused.returncode != 0 and words in refused.stderr and "Traceback" not in refused.stderr
+
+
+def fedmed_site(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "hospital_client.cli", *arguments], capture_output=True, text=True)

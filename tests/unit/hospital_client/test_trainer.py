@@ -81,8 +81,8 @@ def test_personal_tensors_stay_here_and_are_where_the_next_round_starts(north: H
     task = example_task(run="personal", lora=SMALL, base_sha256=base, returned=("lora_A",), **everybody)
     task = replace(task, optimizer=OptimizerSpec("sgd", 0.1, 0.0, 0.0, keep_state=False))
     first = north.trained(task)
-    own = decode_state(first.kept)
-    assert own and {kind_of(key) for key in own} == {"lora_B"} and all(bool(value.any()) for value in own.values())
+    own = {key: value for key, value in decode_state(first.kept).items() if kind_of(key) == "lora_B"}
+    assert own and all(bool(value.any()) for value in own.values())
     assert north.trained(task).kept == first.kept  # nothing was stored: the round starts where it did
 
     store = KeptStore(north.trainer._folder.root / "kept")
@@ -92,7 +92,7 @@ def test_personal_tensors_stay_here_and_are_where_the_next_round_starts(north: H
     second = north.trained(replace(task, round=2))
     whole = replace(plan("none", steps=2, lora=SMALL, lot=2.0, optimizer=task.optimizer), privacy=task.privacy)
     expected = north.trainer._local.train(whole, north.start | own, 0)
-    torch.testing.assert_close(decode_state(second.kept), {key: expected[key] for key in own})
+    torch.testing.assert_close(decode_state(second.kept), expected)
     assert north.trained(task).kept == first.kept  # of the first round there is none before
 
     damaged = store.before(task.run, 2)
