@@ -60,6 +60,17 @@ class Method:
         """Whether it trains the matrix R between B and A, which `lora.core` puts there."""
         return LORA_R in self.trained(1)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of a run's report and of its model must know."""
+        if not self.personal:
+            return []
+        kinds = ", ".join(self.personal)
+        return [
+            f"with {self.name} every site keeps its own {kinds}: the model and the accuracies here lack them, and a hospital makes "
+            "its own model with `fedmed-site personal export`"
+        ]
+
 
 METHODS: dict[str, Method] = {
     method.name: method

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aggregator.events import read_events
+from aggregator.methods import get_method
 from aggregator.model_folder import MANIFEST, read_manifest
 from aggregator.registry import CHAMPION, Version
 from aggregator.rounds import RoundRecord, RoundStore, SiteReport
@@ -125,7 +126,7 @@ def lineage_facts(run_dir: Path, experiment: Experiment) -> dict[str, Any]:
             "test_sha256": public.sha256,
         },
         "noise_multiplier": _rounded(plan_privacy(experiment).noise_multiplier, 6),
-        "notes": list(run.get("notes", [])),
+        "notes": [*run.get("notes", []), *get_method(experiment.federation.method).notes],
     }
 
 
