@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from aggregator import locks
 from aggregator.events import EventLog
+from aggregator.lookout import lookout
 from aggregator.orphan import end_with_superlink
 from fedmed.config import Experiment, parse_experiment
 from fedmed.errors import FederationError, FedMedError
@@ -125,7 +127,8 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
         return scores
 
     store = RoundStore(run_dir / "rounds")
-    run_federation(experiment, exchange, store, score_adapter, events, initial, base.sha256)
+    watch = partial(lookout, run_dir)
+    run_federation(experiment, exchange, store, score_adapter, events, initial, base.sha256, watch)
     remove_adapter(model)
     build_model(run_dir, experiment, base)  # here, where torch and the base model are loaded
 

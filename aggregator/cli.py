@@ -17,7 +17,7 @@ from aggregator.methods import load_federation
 from aggregator.privacy_cli import privacy_app
 from aggregator.provision_cli import provision_app, superlink
 from fedmed.config import load_experiment, to_dict
-from fedmed.errors import FedMedError
+from fedmed.errors import FederationError, FedMedError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -76,6 +76,15 @@ def resume(
     from aggregator.run import resume_run
 
     resume_run(run_folder.resolve(), Console(), superlink=superlink, root_certificates=root_certificates)
+
+
+@app.command()
+def watch(run_folder: Annotated[Path, typer.Argument(help="runs/NAME")]) -> None:
+    """Show a run that somebody else has started, until it ends; changes nothing."""
+    from aggregator.watch import watch_run
+
+    if watch_run(run_folder.resolve(), Console()) == "failed":
+        raise typer.Exit(FederationError.exit_code)
 
 
 @app.command()

@@ -10,9 +10,11 @@ about the ServerApp itself, by `fedmed run` and `resume`.
 | waiting         | sites, expected, quorum                    | sites that have joined so far changed |
 | joined          | site, num_patients                         | a site answered and takes part        |
 | zero_shot       | accuracy                                   | before any training                   |
-| round_started   | round, rounds, sites                       | the task goes out                     |
+| round_started   | round, rounds, sites, deadline_s           | the task goes out                     |
 | reply           | round, site, epsilon, seconds              | a site's result was folded in         |
-| offline, online | round, site                                | a site that is waited for went, came  |
+| offline, online | round, site                                | a site went, came: within ten seconds |
+| waiting_for     | round, sites, offline, left_s              | the round has been quiet for a while  |
+| late            | round, site                                | an answer after its round is dropped  |
 | bounded         | round, site, norm, bound                   | a site's update was scaled down       |
 | left_out        | round, site, reason                        | a site takes no part in this round    |
 | warning         | round, message                             | once a round: what a person must mend |
@@ -41,6 +43,8 @@ KINDS = frozenset(
         "reply",
         "offline",
         "online",
+        "waiting_for",
+        "late",
         "bounded",
         "left_out",
         "warning",

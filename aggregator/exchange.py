@@ -17,7 +17,7 @@ and tuning use:
 | it does not, or its relay raises            | Reply with Flower's reason                                      |
 | an answer that is announced and not sent    | waited for up to the deadline, then Reply with Flower's reason  |
 | no answer at the deadline                   | Reply with an error; Flower drops the task when it is not begun |
-| the answer comes after the deadline         | fetched, thrown away                                            |
+| the answer comes after the deadline         | fetched, thrown away, told by `late`                            |
 | a node still owes the answer to an old task | not among `nodes()`: nothing queues up behind a slow site       |
 
 How long a node took is measured here, from sending to arrival: sites do not say how long they trained.
@@ -73,6 +73,12 @@ class Exchange(Protocol):
     def nodes(self) -> list[int]:
         """The connected nodes that owe no answer, in ascending order."""
 
+    def online(self) -> set[int]:
+        """The connected nodes, whatever they owe. May be called from another thread."""
+
+    def late(self) -> list[int]:
+        """Nodes whose answer came after its deadline and was thrown away by `nodes()`; each answer is told once."""
+
     def send(self, frames: Mapping[int, bytes], deadline_s: float, tell: Tell = _tell_nobody) -> Iterator[Reply]:
         """Sends each node its frame; yields exactly one Reply per node, in the order of arrival.
 
@@ -88,12 +94,20 @@ class FlowerExchange:
         self._grid = grid
         self._patience_s = patience_s
         self._late: dict[str, int] = {}  # message id -> node, for answers that missed their deadline
+        self._came_late: list[int] = []
 
     def nodes(self) -> list[int]:
         for message_id in list(self._late):
             if self._pull(message_id, LATE_S):
-                del self._late[message_id]
-        return sorted(set(self._grid.get_node_ids()) - set(self._late.values()))
+                self._came_late.append(self._late.pop(message_id))
+        return sorted(self.online() - set(self._late.values()))
+
+    def online(self) -> set[int]:
+        return set(self._grid.get_node_ids())
+
+    def late(self) -> list[int]:
+        came, self._came_late = self._came_late, []
+        return came
 
     def send(self, frames: Mapping[int, bytes], deadline_s: float, tell: Tell = _tell_nobody) -> Iterator[Reply]:
         begin = time.monotonic()
@@ -123,7 +137,7 @@ class FlowerExchange:
 
     def _look(self, nodes: Iterable[int], gone: dict[int, float], now: float, tell: Tell) -> None:
         """Notes who is offline since when in `gone`."""
-        online = set(self._grid.get_node_ids())
+        online = self.online()
         for node in nodes:
             if node in online and gone.pop(node, None) is not None:
                 tell(node, True)
@@ -167,6 +181,12 @@ class LocalExchange:
 
     def nodes(self) -> list[int]:
         return sorted(self._sites)
+
+    def online(self) -> set[int]:
+        return set(self._sites)
+
+    def late(self) -> list[int]:
+        return []
 
     def disconnect(self, name: str) -> None:
         """The site of this name is gone from now on."""

@@ -5,15 +5,13 @@
             view.handle(event)
     print_summary(report, folder, console)
 
-`Progress` holds what the events so far add up to and knows nothing of the screen; `plain_line` is one event as text.
-Events whose kind is not known are passed over, so that a newer aggregator does not break an older view.
+What the events add up to, and each of them as text: aggregator/progress.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +25,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from aggregator.progress import Progress, SiteProgress, plain_line
 from aggregator.report_page import duration, epsilon, percent, size
 from fedmed.config import Experiment
 
@@ -40,95 +39,6 @@ _STYLES = {
 }
 
 
-@dataclass
-class SiteProgress:
-    """One site: `state` is waited for, joined, training, replied, offline or left out."""
-
-    state: str = "waited for"
-    detail: str = ""
-    num_patients: int | None = None
-    epsilon: float | None = 0.0
-
-
-@dataclass
-class Progress:
-    """What the events so far add up to. `accuracies`: after round 0 (zero-shot), 1, 2, ..."""
-
-    rounds: int
-    sites: dict[str, SiteProgress]
-    round: int = 0
-    state: str = "starting"
-    quorum: int = 0
-    accuracies: list[float] = field(default_factory=list)
-
-    def handle(self, event: Mapping[str, Any]) -> None:
-        """Take in one event."""
-        update = getattr(self, f"_on_{event.get('kind')}", None)
-        if update is not None:
-            update(event)
-
-    def site(self, name: str) -> SiteProgress:
-        """The site of this name; one that nobody announced is added."""
-        return self.sites.setdefault(name, SiteProgress())
-
-    def _on_waiting(self, event: Mapping[str, Any]) -> None:
-        self.state, self.quorum = "waiting for sites", event["quorum"]
-        for name in event["sites"]:
-            if self.site(name).state == "waited for":
-                self.site(name).state = "joined"
-
-    def _on_joined(self, event: Mapping[str, Any]) -> None:
-        site = self.site(event["site"])
-        site.state, site.detail, site.num_patients = "joined", "", event["num_patients"]
-
-    def _on_zero_shot(self, event: Mapping[str, Any]) -> None:
-        self.accuracies.append(event["accuracy"])
-
-    def _on_round_started(self, event: Mapping[str, Any]) -> None:
-        self.round, self.rounds, self.state = event["round"], event["rounds"], "training"
-        for name in event["sites"]:
-            self.site(name).state, self.site(name).detail = "training", ""
-
-    def _on_reply(self, event: Mapping[str, Any]) -> None:
-        site = self.site(event["site"])
-        site.state, site.detail = "replied", f"after {duration(event['seconds'])}"
-        site.epsilon = None if event["epsilon"] is None or event["epsilon"] < 0 else event["epsilon"]
-
-    def _on_offline(self, event: Mapping[str, Any]) -> None:
-        site = self.site(event["site"])
-        site.state, site.detail = "offline", "waited for a while"
-
-    def _on_online(self, event: Mapping[str, Any]) -> None:
-        site = self.site(event["site"])
-        site.state, site.detail = "training", "was offline"
-
-    def _on_left_out(self, event: Mapping[str, Any]) -> None:
-        site = self.site(event["site"])
-        site.state, site.detail = "left out", event["reason"]
-
-    def _on_round_committed(self, event: Mapping[str, Any]) -> None:
-        self.state = "round skipped: too few replies" if event["skipped"] else "round committed"
-        if event["accuracy"] is not None:
-            self.accuracies.append(event["accuracy"])
-
-    def _on_interrupted(self, _: Mapping[str, Any]) -> None:
-        self.state = "the server app lost its SuperLink"
-
-    def _on_restarting(self, event: Mapping[str, Any]) -> None:
-        self.state = f"{event['message']}; starting it again ({event['attempt']} of {event['limit']})"
-
-    def _on_resumed(self, event: Mapping[str, Any]) -> None:
-        self.state = f"going on after round {event['round']}"
-        for site in self.sites.values():
-            site.state, site.detail = "waited for", ""
-
-    def _on_finished(self, _: Mapping[str, Any]) -> None:
-        self.state = "all rounds committed"
-
-    def _on_failed(self, _: Mapping[str, Any]) -> None:
-        self.state = "failed"
-
-
 class LiveView:
     """Shows a run's events as they come: redrawn in place on a terminal, one plain line an event elsewhere."""
 
@@ -138,6 +48,7 @@ class LiveView:
         self.progress = Progress(rounds=experiment.training.rounds, sites=sites)
         self._started = time.monotonic()
         self._live: Live | None = None
+        self._alarm = ""
 
     def __enter__(self) -> Self:
         self._started = time.monotonic()
@@ -173,13 +84,28 @@ class LiveView:
         """Take in an event of an earlier start without showing it as a line."""
         self.progress.handle(event)
 
+    def show_state(self) -> None:
+        """What was recalled, in one line; on a terminal it is drawn anyway."""
+        progress = self.progress
+        if self._live is None:
+            waits = progress.waits_for(time.time())
+            self.note(
+                f"round {progress.round} of {progress.rounds}: {progress.state}"
+                + (f"; waiting for {waits}" if waits else "")
+            )
+
+    def alarm(self, text: str) -> None:
+        """What is wrong with the server app at present, "" for nothing; without a terminal a line when that changes."""
+        if text and not self._alarm and self._live is None:
+            self.note(text)
+        self._alarm = text
+
     def note(self, text: str) -> None:
         """One line that stays above what is redrawn; may be called from another thread."""
         self._console.print(Text(text, style="yellow"), soft_wrap=True)
 
     def _draw(self) -> Panel:
         progress = self.progress
-        done = len(progress.accuracies) - 1 if progress.accuracies else 0
         head = Table.grid(expand=True, padding=(0, 2))
         head.add_column(ratio=1)
         head.add_column(justify="right")
@@ -193,54 +119,19 @@ class LiveView:
             ),
             Text(elapsed, style="dim"),
         )
-        bar = ProgressBar(total=max(progress.rounds, 1), completed=done, complete_style="cyan", finished_style="green")
-        body = Group(head, bar, _sites_table(progress, self._budget()), _accuracy_text(progress.accuracies))
+        bar = ProgressBar(
+            total=max(progress.rounds, 1), completed=progress.committed, complete_style="cyan", finished_style="green"
+        )
+        waits = progress.waits_for(time.time())
+        lines = [Text(f"waiting for {waits}", style="yellow")] if waits else []
+        lines += [Text(self._alarm, style="bold red")] if self._alarm else []
+        sites = _sites_table(progress, self._budget())
+        body = Group(head, *lines, bar, sites, _accuracy_text(progress.accuracies))
         return Panel(body, title=f"FedMed: {self._experiment.name}", border_style="dim", box=box.ROUNDED)
 
     def _budget(self) -> float | None:
         privacy = self._experiment.privacy
         return privacy.epsilon if privacy.mode == "dp" else None
-
-
-def plain_line(event: Mapping[str, Any]) -> str:
-    """One event as one line; "" for an event that needs none."""
-    kind = event.get("kind")
-    if kind == "waiting":
-        missing = ", ".join(site for site in event["expected"] if site not in event["sites"])
-        names = ", ".join(event["sites"]) or "none yet"
-        return f"waiting for {missing} (quorum {event['quorum']}); here: {names}"
-    if kind == "joined":
-        return f"{event['site']} joined with {event['num_patients'] or 'an untold number of'} patients"
-    if kind == "zero_shot":
-        return f"zero-shot accuracy {percent(event['accuracy'])}"
-    if kind == "round_started":
-        return f"round {event['round']} of {event['rounds']}: training at {', '.join(event['sites'])}"
-    if kind == "reply":
-        spent = "no bound" if event["epsilon"] is None or event["epsilon"] < 0 else f"{event['epsilon']:.2f}"
-        return f"round {event['round']}: {event['site']} replied after {duration(event['seconds'])}, epsilon {spent}"
-    if kind == "bounded":
-        return f"round {event['round']}: the update of {event['site']} was {event['norm']:.3g} long, taken as {event['bound']:.3g}"
-    if kind in ("offline", "online"):
-        what = "is offline; it is waited for a while" if kind == "offline" else "is back"
-        return f"round {event['round']}: {event['site']} {what}"
-    if kind == "left_out":
-        return f"round {event['round']}: {event['site']} left out: {event['reason']}"
-    if kind == "warning":
-        return f"round {event['round']}: WARNING: {event['message']}"
-    if kind == "round_committed":
-        outcome = "skipped, the model stays" if event["skipped"] else "committed"
-        return (
-            f"round {event['round']} {outcome}: accuracy {percent(event['accuracy'])}, {event['replies']} replies, "
-            f"{duration(event['seconds'])}"
-        )
-    if kind == "restarting":
-        again = f"starting it again in {event['wait_s']:g} s ({event['attempt']} of {event['limit']})"
-        return f"{event['message']}; {again}"
-    if kind == "resumed":
-        return f"going on after round {event['round']} of {event['rounds']}"
-    if kind == "interrupted":
-        return f"the server app lost its SuperLink: {event['message']}"
-    return {"finished": "all rounds are committed", "failed": f"failed: {event.get('message')}"}.get(str(kind), "")
 
 
 def print_summary(report: Mapping[str, Any], folder: Path, console: Console) -> None:

@@ -15,10 +15,13 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from aggregator.admitted import require_own_name, why_absent
+from aggregator.backoff import Backoff
 from aggregator.events import EventLog
 from aggregator.exchange import Exchange, Reply
 from fedmed.config import Experiment
@@ -28,7 +31,8 @@ from fedmed.messages import DescribeTask, Refusal, SiteInfo, decode, encode
 POLL_S = 0.2
 # New nodes are asked together: an exchange costs seconds, and sites of one federation are often started together.
 SETTLE_S = 3.0
-ASK_AGAIN_S = 5.0
+# A node that gave no good answer is asked again, later each time and not all at once.
+ASK_AGAIN = Backoff(base_s=5.0, cap_s=60.0)
 
 
 class Roster:
@@ -41,6 +45,7 @@ class Roster:
         self._run = run
         self._exchange = exchange
         self._events = events
+        self._asked: Counter[int] = Counter()
         self._ask_at: dict[int, float] = {}  # node -> when to ask it (again), as time.monotonic()
         self._told: set[tuple[str, str]] = set()
         self.sites: dict[int, SiteInfo] = {}
@@ -110,12 +115,12 @@ class Roster:
             try:
                 self._admit(reply)
             except FedMedError as error:
-                self._ask_at.setdefault(reply.node, time.monotonic() + ASK_AGAIN_S)
+                self._ask_at.setdefault(reply.node, self._again(reply.node))
                 self._tell(f"node {reply.node}", error.message)
 
     def _admit(self, reply: Reply) -> None:
         """Takes the node in, or raises FedMedError with the reason; sets when to ask it again."""
-        self._ask_at[reply.node] = time.monotonic() + ASK_AGAIN_S
+        self._ask_at[reply.node] = self._again(reply.node)
         if reply.frame is None:
             raise FederationError(reply.error)
         info = decode(reply.frame)[0]
@@ -129,6 +134,11 @@ class Roster:
         require_own_name(reply.node, info.site)
         self._replace(reply.node, info)
         self._events.emit("joined", site=info.site, num_patients=info.num_patients)
+
+    def _again(self, node: int) -> float:
+        """When to ask the node again, as time.monotonic()."""
+        self._asked[node] += 1
+        return time.monotonic() + ASK_AGAIN.delay(self._asked[node], random.uniform(0.5, 1.0))  # noqa: S311  jitter
 
     def _replace(self, node: int, info: SiteInfo) -> None:
         holder = next((old for old, known in self.sites.items() if known.site == info.site), None)

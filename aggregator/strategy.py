@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from aggregator.admitted import standing_warnings, why_absent
@@ -31,6 +32,7 @@ from aggregator.aggregation.mean import select
 from aggregator.aggregation.run import Aggregation, RoundAggregate, Taken
 from aggregator.events import EventLog
 from aggregator.exchange import Exchange, Reply
+from aggregator.presence import Presence
 from aggregator.roster import Roster
 from aggregator.rounds import RoundRecord, RoundStore, SiteReport
 from aggregator.tasks import check_reply, make_task, plan_privacy
@@ -41,6 +43,14 @@ from fedmed.metrics.scores import Scores
 from fedmed.models.adapter import State, encode_state
 from fedmed.models.kinds import kind_of
 from fedmed.privacy.counts import NoisyCounts, federated_accuracy
+
+Watch = Callable[[Callable[[], None]], AbstractContextManager[None]]
+
+
+def no_watch(look: Callable[[], None]) -> AbstractContextManager[None]:
+    """Nobody looks after the sites but the rounds themselves."""
+    return nullcontext()
+
 
 # The bound on an update is set by the lengths of the updates of so many rounds before.
 NORM_ROUNDS = 5
@@ -54,6 +64,7 @@ def run_federation(
     events: EventLog,
     initial: State,
     base_sha256: str,
+    watch: Watch = no_watch,
 ) -> None:
     """Runs all rounds that `store` does not hold yet.
 
@@ -62,18 +73,20 @@ def run_federation(
         evaluate: scores an adapter on the public test set.
         initial: the whole adapter as drawn from the experiment's public seed; used when `store` is empty.
         base_sha256: of the frozen base model; every site compares it with its own.
+        watch: looks after the sites while the rounds run, given what to do at each look.
 
     Raises:
         FederationError: unknown method, too few sites at the start, a store of another configuration, or a full disk.
         PrivacyError: no noise reaches the asked epsilon.
     """
     federation = Federation(experiment, exchange, store, evaluate, events, base_sha256)
-    state = federation.start(initial)
-    done, rounds = len(store.records()) - 1, experiment.training.rounds  # round 0 is not a round of training
-    if done < rounds:
-        federation.roster.join()
-    for number in range(done + 1, rounds + 1):
-        state = federation.run_round(number, state)
+    with watch(federation.look):
+        state = federation.start(initial)
+        done, rounds = len(store.records()) - 1, experiment.training.rounds  # round 0 is not a round of training
+        if done < rounds:
+            federation.roster.join()
+        for number in range(done + 1, rounds + 1):
+            state = federation.run_round(number, state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +138,8 @@ class Federation:
         self._memory: State = {}
         self._run = store.run_id(experiment.name)
         self.roster = Roster(experiment, self._run, exchange, events)
+        self._presence = Presence(events)
+        self._overdue: dict[int, int] = {}  # node -> the round that it has not answered
 
     def start(self, initial: State) -> State:
         """Commits round 0 (the zero-shot scores of `initial`), or takes up the last committed round."""
@@ -146,6 +161,12 @@ class Federation:
         self._store.commit(record, initial)
         return initial
 
+    def look(self) -> None:
+        """Tells which sites have gone or come; may be called from another thread."""
+        sites = {node: info.site for node, info in dict(self.roster.sites).items()}
+        online = self._exchange.online()
+        self._presence.look({site for node, site in sites.items() if node in online}, sites.values())
+
     def run_round(self, number: int, state: State) -> State:
         """One round, committed. Returns the next global adapter: `state` itself when the round is skipped."""
         begin = time.monotonic()
@@ -155,7 +176,10 @@ class Federation:
         if len(nodes) < quorum:
             nodes = self.roster.wait_for_quorum(self._experiment.federation.deadline_s)
         rounds = self._experiment.training.rounds
-        self._events.emit("round_started", round=number, rounds=rounds, sites=sorted(nodes.values()))
+        self._note_late()
+        deadline_s = self._experiment.federation.deadline_s
+        names = sorted(nodes.values())
+        self._events.emit("round_started", round=number, rounds=rounds, sites=names, deadline_s=deadline_s)
         for message in standing_warnings():
             self._events.emit("warning", round=number, message=message)
         if len(nodes) >= quorum:
@@ -194,14 +218,26 @@ class Federation:
         current.bytes_down = sum(len(frame) for frame in frames.values())
 
         def tell(node: int, online: bool) -> None:
-            self._events.emit("online" if online else "offline", round=current.number, site=nodes[node])
+            self._presence.seen(nodes[node], online)
 
-        for reply in self._exchange.send(frames, self._experiment.federation.deadline_s, tell):
+        deadline_s = self._experiment.federation.deadline_s
+        self._presence.open_round(current.number, nodes.values(), deadline_s)
+        for reply in self._exchange.send(frames, deadline_s, tell):
             site = nodes[reply.node]
+            self._presence.answered(site)
+            if reply.frame is None:
+                self._overdue[reply.node] = current.number
             try:
                 self._take(current, site, reply)
             except FedMedError as error:
                 self._leave_out(current, site, error.message)
+        self._presence.close_round()
+
+    def _note_late(self) -> None:
+        for node in self._exchange.late():
+            info = self.roster.sites.get(node)
+            if info is not None and node in self._overdue:
+                self._events.emit("late", round=self._overdue.pop(node), site=info.site)
 
     def _take(self, current: _Round, site: str, reply: Reply) -> None:
         """Folds one reply in, or raises FedMedError with the reason why it does not count."""

@@ -91,8 +91,10 @@ def test_a_node_that_owes_an_answer_is_not_given_another_task():
     assert exchange.nodes() == [1, 2]
     list(exchange.send({1: b"t", 2: b"t"}, deadline_s=0.05))
     assert exchange.nodes() == [1]
+    assert exchange.late() == []
     grid.answers[2] = b"late"
     assert exchange.nodes() == [1, 2]
+    assert (exchange.late(), exchange.late()) == ([2], [])
     assert [reply.frame for reply in exchange.send({2: b"next"}, deadline_s=0.05)] == [b"late"]
 
 

@@ -31,6 +31,8 @@ EVENTS: list[dict[str, Any]] = [
     {"kind": "round_committed", "round": 1, "accuracy": 0.75, "replies": 2, "skipped": False, "seconds": 5.0},
 ]
 ENDS: list[dict[str, Any]] = [
+    {"kind": "waiting_for", "round": 1, "sites": ["valley"], "offline": ["valley"], "left_s": 200.0},
+    {"kind": "late", "round": 1, "site": "valley"},
     {"kind": "interrupted", "message": "ReadTimeout: nothing came"},
     {"kind": "restarting", "message": "superlink ended with status -9", "wait_s": 1.5, "attempt": 1, "limit": 5},
     {"kind": "resumed", "round": 1, "rounds": 5},
@@ -97,6 +99,40 @@ def test_a_site_that_is_gone_is_seen() -> None:
     text, view = show(False, events=[*EVENTS[:6], {"kind": "offline", "round": 1, "site": "harbour"}])
     assert "harbour is offline" in text
     assert view.progress.sites["harbour"].state == "offline"
+
+
+def test_who_is_waited_for_since_when_and_how_long() -> None:
+    started = {"kind": "round_started", "round": 2, "rounds": 5, "sites": ["north", "valley"], "deadline_s": 300.0}
+    events = [started | {"time": 1000.0}, {"kind": "offline", "round": 2, "site": "valley", "time": 1040.0}]
+    _, view = show(False, events=events)
+    progress = view.progress
+    assert progress.waits_for(1052.0) == "north, valley (offline for 12 s), at most 248 s"
+    progress.handle({"kind": "reply", "round": 2, "site": "north", "epsilon": 1.0, "seconds": 3.0})
+    progress.handle({"kind": "online", "round": 2, "site": "valley", "time": 1060.0})
+    assert progress.waits_for(1400.0) == "valley, at most 0 s"
+    progress.handle({"kind": "round_committed", "round": 2, "accuracy": 0.5, "replies": 1, "skipped": False})
+    assert progress.waits_for(1400.0) == "" and progress.committed == 2
+
+
+def test_a_site_that_has_answered_and_goes_has_answered() -> None:
+    _, view = show(False)
+    view.progress.handle({"kind": "offline", "round": 1, "site": "north", "time": 1.0})
+    assert view.progress.sites["north"].state == "replied"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_alarm_is_shown_when_it_begins(terminal: bool) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=100)
+    with LiveView(console, load_experiment("demo")) as view:
+        for _ in range(3):
+            view.alarm("no sign of the server app for 12 s")
+        view.alarm("")
+        view.alarm("no server app works on this run at present")
+    text = _without_codes(stream.getvalue())
+    assert "no server app works" in text
+    if not terminal:
+        assert text.count("no sign of the server app") == 1
 
 
 def test_a_skipped_round_says_so() -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 
 from aggregator.events import EventLog, read_events
-from aggregator.exchange import LocalExchange
+from aggregator.exchange import LocalExchange, Reply
 from aggregator.rounds import RoundStore
 from aggregator.strategy import run_federation
 from aggregator.tasks import MAX_PATIENTS, plan_privacy
@@ -227,6 +227,29 @@ def test_a_site_that_fails_or_goes_is_named_each_round(run):
     assert first.left_out["valley"] == "the node is not connected"
     assert second.left_out["valley"].startswith("not connected")
     assert [report.site for report in second.replies] == ["harbour"]
+
+
+def test_an_answer_after_its_round_is_dropped_and_told(run):
+    class Slow(LocalExchange):
+        """The third node answers the first task too late."""
+
+        sent = 0
+
+        def send(self, frames, deadline_s, tell=lambda node, online: None):
+            for reply in super().send(frames, deadline_s, tell):
+                task = decode(next(iter(frames.values())))[0]
+                late = reply.node == 3 and isinstance(task, TrainTask) and task.round == 1
+                yield Reply(3, None, "no reply within 300 s") if late else reply
+                self.sent += late
+
+        def late(self):
+            came, self.sent = [3] * self.sent, 0
+            return came
+
+    run.go(Slow(run.sites))
+    first, second = run.store.records()[1:]
+    assert first.left_out == {"valley": "no reply within 300 s"} and not second.left_out
+    assert [(event["round"], event["site"]) for event in run.events("late")] == [(1, "valley")]
 
 
 def test_no_task_is_sent_while_the_quorum_is_not_connected(run):
