@@ -32,20 +32,23 @@ from fedmed.models.merge import merge_adapter, save_merged
 from hospital_client.kept import KeptStore
 from hospital_client.settings import SiteFolder
 
+# Before the keys of whatever else goes from round to round: it is no part of the model.
+ASIDE = "lost."
 
-def pack(task: TrainTask, base_name: str, adapter: State) -> bytes:
-    """What the site keeps of a round: its adapter, and what that belongs to."""
+
+def pack(task: TrainTask, base_name: str, tensors: State) -> bytes:
+    """What the site keeps of a round: its adapter, what else is kept (under `ASIDE`), and what they belong to."""
     facts = {
         "base_model": base_name,
         "base_sha256": task.base_sha256,
         "lora": asdict(task.lora),
         "init_seed": task.init_seed,
     }
-    return save({key: adapter[key].contiguous() for key in sorted(adapter)}, {"fedmed": json.dumps(facts)})
+    return save({key: tensors[key].contiguous() for key in sorted(tensors)}, {"fedmed": json.dumps(facts)})
 
 
 def read_tensors(path: Path) -> State:
-    """The adapter that `pack` wrote. Raises ModelError naming the file."""
+    """The tensors that `pack` wrote. Raises ModelError naming the file."""
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dictionary
@@ -62,13 +65,13 @@ def export_model(folder: SiteFolder, run: str, target: Path) -> int:
     """
     store = KeptStore(folder.root / "kept")
     path = store.newest(run)
-    if path is None:
-        raise ModelError(
-            f"the site keeps no tensors of run {run!r}", f"it does of: {', '.join(store.runs()) or 'none'}"
-        )
+    kept = {} if path is None else read_tensors(path)
+    state = {key: value for key, value in kept.items() if not key.startswith(ASIDE)}
+    if path is None or not state:
+        others = ", ".join(store.runs()) or "no run"
+        raise ModelError(f"the site keeps no model of run {run!r}", f"it keeps something of: {others}")
     if target.exists():
         raise ModelError(f"{target} exists already", "choose a folder that is not there yet")
-    state = read_tensors(path)
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["fedmed"])
     lora = facts["lora"] | {name: tuple(facts["lora"][name]) for name in ("parts", "targets", "modules_to_save")}

@@ -175,7 +175,7 @@ def test_a_hospital_makes_its_own_model_of_what_stays_with_it(tmp_path: Path) ->
     assert all(float((one - other).abs().max()) > 1e-3 for one, other in itertools.combinations(logits, 2))
     for wrong, words in [
         (run, "exists already"),
-        ("other", f"keeps no tensors of run 'other'\n  hint: it does of: {run}"),
+        ("other", f"keeps no model of run 'other'\n  hint: it keeps something of: {run}"),
     ]:
         refused = fedmed_site("personal", "export", str(tmp_path / "north"), wrong, str(tmp_path / "north-model"))
         assert refused.returncode != 0 and words in refused.stderr and "Traceback" not in refused.stderr
