@@ -13,8 +13,9 @@
 | ---------------------------------------------- | -------------------------------------------------- |
 | killed while a round is written                | the rounds before it, whole                        |
 | disk full or read-only                         | FederationError, the rounds before it, whole       |
-| the adapter's bytes were changed               | FederationError from `state`, naming both hashes   |
 | round.json or the adapter is missing or broken | it and those after it do not count; committed anew |
+| the tensors of the newest round were changed   | the round before counts, this one is committed anew |
+| those of an older round were                   | FederationError from `state`, naming both hashes   |
 | a round is committed twice                     | FederationError, the first stays                   |
 """
 
@@ -133,10 +134,12 @@ class RoundStore:
         return path.read_text(encoding="utf-8")
 
     def records(self) -> list[RoundRecord]:
-        """All rounds from 0 up to the first that is missing or broken."""
+        """All rounds from 0 up to the first that is missing or broken; the newest one's tensors are those committed."""
         records: list[RoundRecord] = []
         while (record := self._record(len(records))) is not None:
             records.append(record)
+        while records and not self._is_whole(records[-1]):  # what a run goes on from must load
+            records.pop()
         return records
 
     def committed_at(self, number: int) -> float:
@@ -235,6 +238,18 @@ class RoundStore:
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return record if record.round == number and (path / ADAPTER_FILE).is_file() else None
+
+    def _is_whole(self, record: RoundRecord) -> bool:
+        """Whether the tensors of a round are those that were committed."""
+        files = {ADAPTER_FILE: record.adapter_sha256, MEMORY_FILE: record.memory_sha256}
+        try:
+            return all(
+                sha256_hex((self._path(record.round) / name).read_bytes()) == sha256
+                for name, sha256 in files.items()
+                if sha256
+            )
+        except OSError:
+            return False
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.faults import cases_disk, cases_ledger, cases_site, cases_updates, cases_wire  # noqa: F401
+from tests.faults import (  # noqa: F401
+    cases_disk,
+    cases_federation,
+    cases_ledger,
+    cases_rounds,
+    cases_site,
+    cases_updates,
+    cases_wire,
+)
 from tests.faults.case import CASES
 
 __all__ = ["CASES"]

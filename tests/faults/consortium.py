@@ -82,7 +82,7 @@ class Consortium:
                 raise AssertionError(f"the run failed: {failed[0]['message']}")
             return found
 
-        event: Mapping[str, Any] = wait_for(look, f"event {kind} {fields}", timeout_s=200)[0]
+        event: Mapping[str, Any] = wait_for(look, f"event {kind} {fields}", timeout_s=400)[0]
         return event
 
     def record(self, number: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from typing import Any
 from aggregator.processes import Managed, ProcessGroup
 
 REPOSITORY = Path(__file__).parents[2]
-WAIT_S = 120.0  # a machine that does other things at the same time
+WAIT_S = 300.0  # a machine that does other things at the same time
 Done = subprocess.CompletedProcess[str]
 
 
