@@ -125,6 +125,8 @@ class _ServerAppWatch:
         if locks.holder(self._lock) is not None:
             self._began = True
             return None
+        if self._began and self._group is not None:
+            return _ended()  # its SuperLink is ours: nobody else stops a run there
         if self._began:
             return self._gone()
         if now < self._ask_at:
@@ -143,10 +145,14 @@ class _ServerAppWatch:
             return FederationError("the run was stopped on its SuperLink", "fedmed resume RUN goes on with it")
         if only_if_finished and not status.startswith("finished"):
             return None
-        return ServerGone(
-            "the server app ended without finishing the run",
-            "is FedMed installed where the SuperLink runs? See server-app.log and superlink.log in the run's logs",
-        )
+        return _ended()
+
+
+def _ended() -> ServerGone:
+    return ServerGone(
+        "the server app ended without finishing the run",
+        "is FedMed installed where the SuperLink runs? See server-app.log and superlink.log in the run's logs",
+    )
 
 
 def _write_connection(home: Path, control: str, root_certificates: Path | None) -> None:

@@ -39,7 +39,7 @@ from aggregator.rounds import RoundStore
 from aggregator.sockets import socket_folder
 from aggregator.supervise import Target, see_through
 from fedmed.config import Experiment
-from fedmed.errors import FederationError, RegistryError
+from fedmed.errors import FederationError
 
 
 def run_experiment(
@@ -111,7 +111,7 @@ def _run_to_the_end(experiment: Experiment, folder: Path, console: Console, targ
             )
             sockets = stack.enter_context(socket_folder(folder))
             target = Target.of(start_local_federation(experiment, folder, sockets, processes))
-        threading.Thread(target=_warm_up, args=(experiment, folder.parent), daemon=True).start()
+        threading.Thread(target=_warm_up, daemon=True).start()
         registry = open_registry(experiment.registry.uri, folder.parent)
         with LiveView(console, experiment) as view, Mirror(folder, registry, view.note) as mirror:
             see_through(folder, target, view, also=mirror.handle)
@@ -127,9 +127,6 @@ def _conclude(folder: Path, console: Console, *, may_register: bool = True) -> d
     return conclude_run(folder, console, may_register=may_register)
 
 
-def _warm_up(experiment: Experiment, runs_dir: Path) -> None:
-    """Import what comes last, and open the store: seconds that somebody would wait for afterwards."""
+def _warm_up() -> None:
+    """Import what comes last: seconds that somebody would wait for afterwards. The store is opened by the mirror."""
     import aggregator.conclude  # noqa: F401
-
-    with contextlib.suppress(RegistryError):  # a store that is down is told when it is needed
-        open_registry(experiment.registry.uri, runs_dir).versions(experiment.registry.name)

@@ -22,7 +22,7 @@ import psutil
 from aggregator.events import read_events
 from aggregator.rounds import RoundStore
 
-WAIT_S = 300  # a machine that does other things at the same time
+WAIT_S = 900  # a machine that does other things at the same time
 MARK = "FEDMED_TEST_MARK"
 SMALL = [
     "data.source=phantom",
