@@ -209,6 +209,7 @@ def check_federation(experiment: Experiment) -> list[str]:
         *_check_adapter(experiment, method),
         *_check_server(federation, method),
         *_check_robust(federation, method),
+        *_check_wire(federation, method),
     ]
 
 
@@ -285,6 +286,15 @@ def _check_robust(federation: Federation, method: Method) -> list[str]:
             f"among them through {robust.rule}"
         )
     return problems
+
+
+def _check_wire(federation: Federation, method: Method) -> list[str]:
+    if federation.wire_dtype != "int8" or method.kept_basis:
+        return []
+    return [
+        f"federation.wire_dtype=int8: expected float32 or bfloat16, {method.name} factors the adapter anew after every round, and "
+        "what a site keeps of the rounding's loss means nothing for the new numbers"
+    ]
 
 
 def least_replies(rule: str, faulty: int) -> int:

@@ -39,7 +39,7 @@ from fedmed.metrics.scores import Scores
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmed.models.adapter import State
+    from fedmed.models.encoding import State
 
 ADAPTER_FILE = "adapter.safetensors"
 RECORD_FILE = "round.json"
@@ -178,7 +178,7 @@ class RoundStore:
         Raises:
             FederationError: it is committed already, is not the next round, or the disk does not take it.
         """
-        from fedmed.models.adapter import encode_state
+        from fedmed.models.encoding import encode_state
 
         last = self.last()
         expected = 0 if last is None else last.round + 1
@@ -204,7 +204,7 @@ class RoundStore:
         return record
 
     def _tensors(self, number: int, name: str, sha256: str) -> State:
-        from fedmed.models.adapter import decode_state
+        from fedmed.models.encoding import decode_state
 
         payload = (self._path(number) / name).read_bytes()
         if (found := sha256_hex(payload)) != sha256:
@@ -212,7 +212,7 @@ class RoundStore:
                 f"{name} of round {number} has SHA-256 {found[:12]}, expected {sha256[:12]}",
                 f"move {self._path(number)} away; the run goes on from the round before",
             )
-        return decode_state(payload)
+        return decode_state(payload, "float32")
 
     def _publish(self, number: int, files: Mapping[str, bytes]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

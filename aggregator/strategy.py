@@ -40,7 +40,7 @@ from fedmed.config import Experiment
 from fedmed.errors import FederationError, FedMedError
 from fedmed.messages import TrainResult, TrainTask, encode, sha256_hex
 from fedmed.metrics.scores import Scores
-from fedmed.models.adapter import State, encode_state
+from fedmed.models.encoding import State, encode_state
 from fedmed.models.kinds import kind_of
 from fedmed.privacy.counts import NoisyCounts, federated_accuracy
 

@@ -11,7 +11,8 @@ A reply counts when every line of this table holds.
 | type, run, round, site | the task, and the name the node joined with                           |
 | task_sha256            | the task frame that was sent: a result of another task is not counted |
 | size                   | the adapter's: an absurd payload is not decoded                       |
-| tensors                | the keys and shapes of the global adapter's trained part; all finite  |
+| tensors                | the encoding that was asked for; the keys and shapes of the global    |
+|                        | adapter's trained part; all finite                                    |
 | num_patients           | 0 to MAX_PATIENTS: it is the weight, 0 where the site does not tell   |
 | noisy counts           | within MAX_PATIENTS of 0, and 0 where the task asked for none         |
 | one reply per site     | the exchange yields one per node, the roster holds one node per site  |
@@ -27,7 +28,8 @@ from aggregator.methods import Method
 from fedmed.config import Experiment, Training
 from fedmed.errors import FederationError
 from fedmed.messages import OptimizerSpec, PrivacySpec, Refusal, TrainResult, TrainTask, decode
-from fedmed.models.adapter import State, decode_state, state_sha256
+from fedmed.models.adapter import state_sha256
+from fedmed.models.encoding import State, add_change, decode_state, sends_changes
 from fedmed.privacy.accounting import PrivacyEvent
 from fedmed.privacy.calibration import plan_noise
 
@@ -140,7 +142,13 @@ def make_task(
 def check_reply(
     frame: bytes, task: TrainTask, task_sha256: str, site: str, expected: State
 ) -> tuple[TrainResult, State]:
-    """The result and its tensors, when every line of the module's first table holds.
+    """The result and what the site trained, when every line of the module's first table holds.
+
+    Args:
+        expected: the tensors that the site must return, as they were before they were sent: what it changed is added to them.
+
+    Returns:
+        Tensors in float32 that may be views of `frame`: not to be written to.
 
     Raises:
         FedMedError: with the reason; it names no value of a patient, since a frame holds none.
@@ -165,6 +173,6 @@ def check_reply(
     limit = sum(4 * tensor.numel() for tensor in expected.values()) + PAYLOAD_SLACK_BYTES
     if len(payload) > limit:
         raise FederationError(f"the adapter has {len(payload)} bytes, expected at most {limit}")
-    update = decode_state(payload)
+    update = decode_state(payload, task.dtype)
     check_layout(update, expected)
-    return result, update
+    return result, add_change(expected, update) if sends_changes(task.dtype) else update

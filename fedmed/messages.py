@@ -43,6 +43,8 @@ MAX_HEADER_BYTES = 1 << 20
 RECORD_KEY = "fedmed"
 ARRAY_KEY = "frame"
 ARRAY_STYPE = "fedmed.frame"
+# Of an adapter on the wire: what they are is told in fedmed.models.encoding.
+ENCODINGS = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +174,8 @@ class SiteInfo:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """One trained round. Payload: the trained adapter tensors (safetensors). Where the privacy of every field comes
-    from: hospital_client/release.py and docs/privacy.md.
+    """One trained round. Payload: the trained adapter tensors, or what changed of them (fedmed.models.encoding). Where the
+    privacy of every field comes from: hospital_client/release.py and docs/privacy.md.
 
     Attributes:
         task_sha256: of the task frame that this answers: a result is idempotent by it.
@@ -235,6 +237,7 @@ def encode(message: Message, payload: bytes = b"") -> bytes:
         header = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except ValueError as error:
         raise WireError(f"a {message.type} message holds a number that is not finite") from error
+    header += b" " * (-(8 + len(header)) % 8)  # so that a payload's numbers begin where the processor wants them
     return b"".join([MAGIC, struct.pack(">I", len(header)), header, payload])
 
 

@@ -26,13 +26,13 @@ import re
 from dataclasses import dataclass
 
 from fedmed.errors import PolicyRefusal
-from fedmed.messages import PrivacySpec, TrainTask
+from fedmed.messages import ENCODINGS, PrivacySpec, TrainTask
 from fedmed.models.kinds import TRAINED
 from fedmed.privacy.events import least_cap
 from fedmed.typed import choice, number
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-DTYPES = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "sgd", "adam_bc")
 CLIPPINGS = ("flat", "automatic", "per_layer")
 
@@ -130,8 +130,10 @@ def _size_breaches(policy: Policy, task: TrainTask) -> list[str]:
         breaches.append("run: expected a name of up to 128 letters, digits, '.', '-' and '_'")
     if not 1 <= task.round <= task.rounds <= policy.max_rounds:
         breaches.append(f"round={task.round} of rounds={task.rounds}, expected 1 to {policy.max_rounds}")
-    if task.dtype not in DTYPES or task.precision not in DTYPES:
-        breaches.append(f"dtype={task.dtype!r:.40}, precision={task.precision!r:.40}, expected {' or '.join(DTYPES)}")
+    if task.dtype not in ENCODINGS:
+        breaches.append(f"dtype={task.dtype!r:.40}, expected {' or '.join(ENCODINGS)}")
+    if task.precision not in PRECISIONS:
+        breaches.append(f"precision={task.precision!r:.40}, expected {' or '.join(PRECISIONS)}")
     if task.optimizer.name not in OPTIMIZERS:
         breaches.append(f"optimizer.name={task.optimizer.name!r:.40}, expected {' or '.join(OPTIMIZERS)}")
     if not task.optimizer.proximal_mu >= 0:

@@ -10,7 +10,9 @@ makes it in the background.
 | payload's keys, shapes       | the adapter that task.lora makes of that model      | TaskMismatch          |
 | frozen_sha256                | the tensors that the site draws from init_seed      | TaskMismatch          |
 | payload that lacks tensors   | only allowed with a frozen_sha256; personal tensors | TaskMismatch          |
-|                              | are the site's own and never come in                |                       |
+|                              | are the site's own and never come in; what is asked |                       |
+|                              | back as a change must come in                       |                       |
+| payload's encoding           | dtype                                               | WireError             |
 
 Patients who withdrew consent are left out of every draw; consent.jsonl that cannot be trusted is a LedgerError.
 """
@@ -22,8 +24,8 @@ from collections.abc import Callable
 from fedmed.data.manifest import Manifest
 from fedmed.errors import ModelError, PrivacyError
 from fedmed.messages import TrainTask, sha256_hex
-from fedmed.models.adapter import State, decode_state, encode_state
 from fedmed.models.base import load_base
+from fedmed.models.encoding import State, decode_state, encode_change, encode_state, feeds_back, sends_changes
 from fedmed.models.kinds import kind_of
 from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom
 from fedmed.training.adapted import AdaptedBase
@@ -31,7 +33,7 @@ from fedmed.training.local_round import LocalTrainer
 from fedmed.training.steps import RoundPlan
 from hospital_client.consent import Withdrawals
 from hospital_client.kept import KeptStore
-from hospital_client.personal import pack, read_tensors
+from hospital_client.personal import ASIDE, pack, read_tensors
 from hospital_client.release import TaskMismatch, Trained
 from hospital_client.settings import SiteFolder
 from hospital_client.site import ShouldStop, TrainRound
@@ -82,15 +84,21 @@ class SiteTrainer:
             frozen_sha256=task.frozen_sha256,
             personal=tuple(kind for kind in task.trainable if kind not in task.returned),
         )
-        state = self._check_adapter(plan, payload, self._own_tensors(task, plan.personal), task.init_seed)
+        incoming = self._check_adapter(plan, task, payload, own := self._own_tensors(task, plan.personal))
+        state, lost = incoming | own, self._lost(task)
         local, random = self._local, self._random_of(task)
 
         def train_round(should_stop: ShouldStop) -> Trained:
             counts = local.count(plan, state, task.init_seed, should_stop, random)
             trained = local.train(plan, state, task.init_seed, should_stop, random)
             returned = {key: value for key, value in trained.items() if kind_of(key) in task.returned}
-            kept = pack(task, self.base_name, state | trained) if plan.personal else b""
-            return Trained(encode_state(returned, task.dtype), counts, kept)
+            if sends_changes(task.dtype):
+                encoded, loses = encode_change(incoming, returned, lost, task.dtype)
+            else:
+                encoded, loses = encode_state(returned, task.dtype), {}
+            own_model = state | trained if plan.personal else {}
+            left = own_model | {ASIDE + key: value for key, value in (lost | loses).items()}
+            return Trained(encoded, counts, pack(task, self.base_name, left) if left else b"")
 
         return train_round
 
@@ -117,20 +125,30 @@ class SiteTrainer:
         """The site's personal tensors as its last round of the run left them; none before the first."""
         path = self._kept.before(task.run, task.round) if personal else None
         state = {} if path is None else read_tensors(path)
-        return {key: value for key, value in state.items() if kind_of(key) in personal}
+        return {key: value for key, value in state.items() if kind_of(key) in personal and not key.startswith(ASIDE)}
 
-    def _check_adapter(self, plan: RoundPlan, payload: memoryview, own: State, init_seed: int) -> State:
+    def _lost(self, task: TrainTask) -> State:
+        """What rounding lost of the site's changes in earlier rounds of the run."""
+        path = self._kept.before(task.run, task.round) if feeds_back(task.dtype) else None
+        kept = {} if path is None else read_tensors(path)
+        return {key.removeprefix(ASIDE): value for key, value in kept.items() if key.startswith(ASIDE)}
+
+    def _check_adapter(self, plan: RoundPlan, task: TrainTask, payload: memoryview, own: State) -> State:
+        """The task's tensors, when they and the site's own make the adapter."""
         try:
-            incoming = decode_state(payload)
-            state = incoming | own
-            lacking = self._local.check(plan, state, init_seed)
+            incoming = decode_state(payload, task.dtype)
+            lacking = self._local.check(plan, incoming | own, task.init_seed)
         except (ModelError, PrivacyError) as error:  # names tensors, layers and hashes: nothing of the site
             raise TaskMismatch(error.message, error.hint) from error
         if stray := [key for key in incoming if kind_of(key) in plan.personal]:
             raise TaskMismatch(f"the task's adapter holds {stray[0]} ({len(stray)} such), which it leaves to the site")
         if lacking and not plan.frozen_sha256:
             raise TaskMismatch(f"the task's adapter lacks {len(lacking)} tensors and has no frozen_sha256 for them")
-        return state
+        if sends_changes(task.dtype) and (asked := [key for key in lacking if kind_of(key) in task.returned]):
+            raise TaskMismatch(
+                f"the task asks for the change of {asked[0]} ({len(asked)} such), which it does not send"
+            )
+        return incoming
 
     def _load(self, name: str) -> None:
         settings = self._folder.settings

@@ -1,6 +1,6 @@
 """Adapters: where they sit, how they start, and their tensors as a plain dictionary that travels.
 
-    model + LoraSpec + public seed -> PeftModel -> State (key -> float32 tensor) -> safetensors bytes, and back
+    model + LoraSpec + public seed -> PeftModel -> State (key -> float32 tensor), and back; as bytes: fedmed.models.encoding
 
     >>> from fedmed.messages import LoraSpec
     >>> from fedmed.models.base import load_base
@@ -34,24 +34,20 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import ModulesToSaveWrapper
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedmed.errors import ModelError, WireError
+from fedmed.errors import ModelError
 from fedmed.messages import LoraSpec
-from fedmed.models.base import DTYPES
 from fedmed.models.core import add_core, law_of_up
-from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, RESIDUAL, SAVED, first_spread, kind_of
+from fedmed.models.encoding import State as State
+from fedmed.models.encoding import decode_state as decode_state
+from fedmed.models.encoding import encode_state as encode_state
+from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, RESIDUAL, first_spread, kind_of
 from fedmed.models.residual import check_residuals, move_bases, put_back
 
-State = dict[str, torch.Tensor]
 _PEFT_PREFIX = "base_model.model."
 _SAVED_PATH = ".modules_to_save.default"
-_KEY = re.compile(r"\w+(\.\w+)+", re.ASCII)
-_LORA_AXES = (2, 4, 5)  # of linear layers and embeddings, Conv2d, Conv3d
 # A module belongs to the first part one of whose names is a component of its path: Qwen2.5-VL's merger lies inside
 # its `visual`, so the projector is looked for first.
 _PART_NAMES = {
@@ -251,37 +247,6 @@ def check_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None
             raise ModelError(f"adapter tensor {key} has shape {list(value.shape)}, expected {list(like[key].shape)}")
         if not bool(value.isfinite().all()):
             raise ModelError(f"adapter tensor {key} holds values that are not finite")
-
-
-def encode_state(state: Mapping[str, Tensor], dtype: str) -> bytes:
-    """safetensors bytes in `dtype` (float32 or bfloat16), equal for equal states.
-
-    Raises:
-        ModelError: another dtype.
-    """
-    if dtype not in DTYPES:
-        raise ModelError(f"wire dtype={dtype!r}: expected one of {sorted(DTYPES)}")
-    return save_safetensors({key: state[key].to("cpu", DTYPES[dtype]).contiguous() for key in sorted(state)})
-
-
-def decode_state(payload: bytes | memoryview) -> State:
-    """A state in float32 from what `encode_state` wrote. The caller compares keys and shapes with `check_state`.
-
-    Raises:
-        WireError: not safetensors, or a key or dtype that no adapter has.
-        ModelError: values that are not finite.
-    """
-    try:
-        tensors = load_safetensors(bytes(payload))
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise WireError(f"an adapter payload of {len(payload)} bytes is not safetensors") from error
-    for key, value in tensors.items():
-        axes = (1, *_LORA_AXES) if kind_of(key) == SAVED else _LORA_AXES
-        if not _KEY.fullmatch(key) or value.dtype not in DTYPES.values() or value.dim() not in axes:
-            raise WireError(f"tensor {key[:200]} ({value.dtype}, {value.dim()} axes) is not an adapter's")
-    state = {key: tensors[key].float() for key in sorted(tensors)}
-    check_state(state, state)
-    return state
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

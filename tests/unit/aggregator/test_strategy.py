@@ -182,7 +182,7 @@ BAD = {
     "other rank": (tensors(a=torch.ones(3, 3), b=torch.ones(4, 3)), "has shape"),
     "nan": (tensors(a=A, b=torch.full((4, 2), float("nan"))), "not finite"),
     "infinity": (tensors(a=torch.full((2, 3), float("inf")), b=B), "not finite"),
-    "float64": (tensors(a=A.double(), b=B.double()), "is not an adapter's"),
+    "float64": (tensors(a=A.double(), b=B.double()), "has dtype F64"),
     "garbage payload": (lambda result, _: encode(result, b"\x00" * 50), "not safetensors"),
     "oversize": (lambda result, _: encode(result, b"\x00" * (1 << 22)), "expected at most"),
     "refusal": (lambda *_: encode(Refusal("r", 1, "harbour", "budget_exhausted", "no", False)), "budget_exhausted"),

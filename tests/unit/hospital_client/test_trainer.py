@@ -11,7 +11,7 @@ import torch
 from helpers_training import plan
 
 from fedmed.data.manifest import Manifest, read_pseudonyms
-from fedmed.errors import LedgerError, ModelError
+from fedmed.errors import LedgerError, ModelError, WireError
 from fedmed.messages import LoraSpec, OptimizerSpec, TrainTask
 from fedmed.models.adapter import State, adapter_state, add_adapter, decode_state, encode_state, state_sha256
 from fedmed.models.kinds import kind_of
@@ -51,7 +51,7 @@ class Hospital:
         """A round from the start, of which the task's personal kinds do not come in."""
         personal = set(task.trainable) - set(task.returned)
         sent = {key: value for key, value in self.start.items() if kind_of(key) not in personal}
-        return self.trainer.prepare(task, memoryview(encode_state(sent, "float32")), lot_size=2.0)(lambda: False)
+        return self.trainer.prepare(task, memoryview(encode_state(sent, task.dtype)), lot_size=2.0)(lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,70 @@ def test_personal_tensors_stay_here_and_are_where_the_next_round_starts(north: H
     with pytest.raises(ModelError, match=r"own tensors in .* cannot be read") as caught:
         north.trained(replace(task, round=2))
     assert not isinstance(caught.value, TaskMismatch)  # the path stays here
+
+
+def test_what_rounding_lost_of_a_change_comes_with_the_next_rounds_change(north: Hospital) -> None:
+    north.trainer._local.close()
+    base = north.trainer.base_sha256
+    task = example_task(
+        run="rounded", lora=SMALL, base_sha256=base, dtype="int8", mode="none", steps=2, sample_rate=1.0
+    )
+    task = replace(task, optimizer=OptimizerSpec("sgd", 0.1, 0.0, 0.0, keep_state=False))
+    received = decode_state(encode_state(north.start, "int8"))
+    whole = replace(plan("none", steps=2, lora=SMALL, lot=2.0, optimizer=task.optimizer), privacy=task.privacy)
+    trained = north.trainer._local.train(whole, received, 0)
+    change = {key: trained[key] - received[key] for key in trained}
+
+    first = north.trained(task)
+    sent, lost = decode_state(first.payload, "int8"), lost_of(first)
+    assert any(bool(value.any()) for value in lost.values())
+    torch.testing.assert_close({key: sent[key] + lost[key] for key in sent}, change)
+    again = north.trained(task)
+    assert (again.payload, again.kept) == (first.payload, first.kept)  # nothing was stored: lost once, not twice
+
+    store = KeptStore(north.trainer._folder.root / "kept")
+    store.put_aside(Kept(task.run, 1, first.kept), "b" * 64)
+    store.take_over("b" * 64)
+    second = north.trained(replace(task, round=2))
+    sent, left = decode_state(second.payload, "int8"), lost_of(second)
+    torch.testing.assert_close(
+        {key: sent[key] + left[key] for key in sent}, {key: change[key] + lost[key] for key in sent}
+    )
+    assert north.trained(replace(task, run="another", round=2)).payload == first.payload
+
+    half = north.trained(replace(task, round=2, trainable=("lora_B",), returned=("lora_B",)))
+    waiting = {key: value for key, value in lost_of(half).items() if kind_of(key) == "lora_A"}
+    torch.testing.assert_close(waiting, {key: value for key, value in lost.items() if kind_of(key) == "lora_A"})
+
+
+def lost_of(trained: Trained) -> State:
+    return {key.removeprefix("lost."): value for key, value in decode_state(trained.kept).items() if "lost." in key}
+
+
+def test_bfloat16_returns_the_change_and_keeps_nothing(north: Hospital) -> None:
+    """After one step without noise from B = 0 it is of B alone, however large A is."""
+    task = example_task(lora=SMALL, base_sha256=north.trainer.base_sha256, dtype="bfloat16", mode="none")
+    task = replace(task, privacy=replace(task.privacy, steps=1, sample_rate=1.0))
+    trained = north.trained(replace(task, optimizer=OptimizerSpec("sgd", 0.1, 0.0, 0.0, keep_state=False)))
+    assert trained.kept == b""
+    for key, value in decode_state(trained.payload, "bfloat16").items():
+        assert bool(value.any()) == (kind_of(key) == "lora_B")
+
+
+def test_another_encoding_than_the_tasks_is_refused(north: Hospital) -> None:
+    task = example_task(lora=SMALL, base_sha256=north.trainer.base_sha256, dtype="int8")
+    with pytest.raises(WireError, match="travels as float32, expected int8"):
+        north.trainer.prepare(task, memoryview(encode_state(north.start, "float32")), lot_size=2.0)
+
+
+def test_the_change_of_what_was_not_sent_is_not_asked_for(north: Hospital) -> None:
+    frozen = {key: value for key, value in north.start.items() if kind_of(key) == "lora_A"}
+    sent = {key: value for key, value in north.start.items() if kind_of(key) == "lora_B"}
+    task = example_task(
+        lora=SMALL, base_sha256=north.trainer.base_sha256, dtype="int8", frozen_sha256=state_sha256(frozen)
+    )
+    with pytest.raises(TaskMismatch, match=r"the change of .*lora_A"):
+        north.trainer.prepare(task, memoryview(encode_state(sent, "int8")), lot_size=2.0)
 
 
 def test_a_task_that_sends_what_it_leaves_to_the_site_is_refused(north: Hospital) -> None:

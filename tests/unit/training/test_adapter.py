@@ -20,7 +20,6 @@ from fedmed.models.adapter import (
     add_adapter,
     check_state,
     decode_state,
-    encode_state,
     find_targets,
     load_adapter_state,
     part_of,
@@ -117,18 +116,6 @@ def test_a_second_adapter_is_refused(tiny_base: BaseModel) -> None:
     add_adapter(tiny_base.model, EVERYWHERE, 0)
     with pytest.raises(ModelError, match="already"):
         add_adapter(tiny_base.model, EVERYWHERE, 0)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("bfloat16", 0.01)])
-def test_the_wire_keeps_a_state(dtype: str, tolerance: float) -> None:
-    state = {f"a.{i}.lora_{name}.weight": torch.randn(4, 6) for i in range(3) for name in "AB"}
-    payload = encode_state(state, dtype)
-    assert payload == encode_state(dict(reversed(state.items())), dtype)
-    decoded = decode_state(memoryview(payload))
-    assert list(decoded) == sorted(state)
-    for key, value in decoded.items():
-        assert value.dtype == torch.float32
-        assert torch.allclose(value, state[key], rtol=tolerance, atol=0.0)
 
 
 @pytest.mark.parametrize(
