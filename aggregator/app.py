@@ -26,7 +26,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from aggregator import locks
 from aggregator.events import EventLog
-from aggregator.lookout import lookout
+from aggregator.lookout import ALIVE_FILE, lookout
 from aggregator.orphan import end_with_superlink
 from fedmed.config import Experiment, parse_experiment
 from fedmed.errors import FederationError, FedMedError
@@ -72,6 +72,7 @@ def serve(run_dir: Path, exchange: Exchange) -> None:
     log.addHandler(handler)
     try:
         with locks.hold(run_dir / locks.SERVER_LOCK, "another server app", wait_s=ORPHAN_S):
+            (run_dir / ALIVE_FILE).unlink(missing_ok=True)  # of one that was killed
             _serve(run_dir, exchange, EventLog(run_dir / EVENTS_FILE), handler.baseFilename)
     except Exception:
         log.exception("the run did not finish")

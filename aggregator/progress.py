@@ -120,11 +120,16 @@ class Progress:
         self.state, self.ends = "the server app lost its SuperLink", 0.0
 
     def _on_restarting(self, event: Mapping[str, Any]) -> None:
-        self.ends = 0.0
+        self._wait_for_all()
         self.state = f"{event['message']}; starting it again ({event['attempt']} of {event['limit']})"
 
     def _on_resumed(self, event: Mapping[str, Any]) -> None:
-        self.state, self.committed, self.ends = f"going on after round {event['round']}", event["round"], 0.0
+        self._wait_for_all()
+        self.state, self.committed = f"going on after round {event['round']}", event["round"]
+
+    def _wait_for_all(self) -> None:
+        """The next server app asks every site anew."""
+        self.ends = 0.0
         for site in self.sites.values():
             site.state, site.detail = "waited for", ""
 

@@ -114,6 +114,13 @@ def test_who_is_waited_for_since_when_and_how_long() -> None:
     assert progress.waits_for(1400.0) == "" and progress.committed == 2
 
 
+@pytest.mark.parametrize("end", [ENDS[3], ENDS[4]], ids=lambda end: end["kind"])
+def test_a_server_app_that_comes_back_asks_every_site_anew(end: dict[str, Any]) -> None:
+    _, view = show(False, events=[*EVENTS[:-1], end])
+    assert {site.state for site in view.progress.sites.values()} == {"waited for"}
+    assert view.progress.waits_for(0.0) == "" and view.progress.sites["north"].epsilon == 1.25
+
+
 def test_a_site_that_has_answered_and_goes_has_answered() -> None:
     _, view = show(False)
     view.progress.handle({"kind": "offline", "round": 1, "site": "north", "time": 1.0})
