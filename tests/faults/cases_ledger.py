@@ -80,7 +80,6 @@ def killed_before_sending(lab: Lab) -> Facts:
     "the same task twice, one after the other and both at once",
     "{different} different result of {sent} sent; {trained} training, {reserved} reserved; "
     "while it trains, the second is told to come again: {busy}",
-    quick=True,
     different=1,
     sent=3,
     trained=1,

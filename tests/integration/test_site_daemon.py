@@ -158,12 +158,16 @@ def test_it_describes_itself_trains_and_answers_the_same_task_again(place: Place
 def test_ffa_trains_b_alone_and_compares_the_frozen_a(place: Place, daemon: Daemon) -> None:
     state = decode_state(place.adapter)
     half = encode_state({key: value for key, value in state.items() if "lora_B" in key}, "float32")
-    task = place.task(run="ffa", method="ffa_lora", trainable=("lora_B",), frozen_sha256=place.frozen_sha256)
+    task = place.task(
+        run="ffa", method="ffa_lora", trainable=("lora_B",), returned=("lora_B",), frozen_sha256=place.frozen_sha256
+    )
     result, payload = daemon.ask(task, half)
     assert isinstance(result, TrainResult), result
     assert all("lora_B" in key for key in decode_state(payload))
     for frozen in ("00" * 32, ""):
-        refusal, _ = daemon.ask(place.task(run="ffa", round=2, trainable=("lora_B",), frozen_sha256=frozen), half)
+        refusal, _ = daemon.ask(
+            place.task(run="ffa", round=2, trainable=("lora_B",), returned=("lora_B",), frozen_sha256=frozen), half
+        )
         assert isinstance(refusal, Refusal)
         assert refusal.code == "model"
 
