@@ -98,14 +98,15 @@ class Steps:
         self.model.eval()
         set_checkpointing(self.model.get_base_model(), self.plan.gradient_checkpointing)
         engine = PatientGradients(self.model, self.parameters, self.plan.precision, self.proven) if private else None
-        start = [parameter.detach().clone() for parameter in self.parameters.values()]
+        pulls = self.plan.optimizer.proximal_mu > 0
+        start = [parameter.detach().clone() for parameter in self.parameters.values()] if pulls else []
         try:
             for step in range(self.plan.privacy.steps):
                 drawn = self._draw()
                 if drawn and not self.batch.size:
                     self._choose_batch(drawn[0][0])
                 gradients = self._private_gradient(engine, drawn) if engine else self._mean_gradient(drawn)
-                self._apply(self._pull(gradients, start), check=step == 0)
+                self._apply(self._pull(gradients, start) if pulls else gradients, check=step == 0)
         finally:
             if engine:
                 engine.close()
@@ -166,8 +167,6 @@ class Steps:
         After the noise: the pull is a function of noisy sums and of what came in, so it needs neither clipping nor noise.
         """
         mu = self.plan.optimizer.proximal_mu
-        if not mu:
-            return gradients
         pulled = zip(gradients, self.parameters.values(), start, strict=False)  # [] when nobody was drawn
         return [gradient + mu * (own.detach() - first) for gradient, own, first in pulled]
 
