@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from aggregator import locks
-from aggregator.events import EventLog
-from aggregator.lookout import ALIVE_FILE, lookout
-from aggregator.orphan import end_with_superlink
+from aggregator.rounds.lookout import ALIVE_FILE, lookout
+from aggregator.runs import locks
+from aggregator.runs.orphan import end_with_superlink
+from aggregator.watching.events import EventLog
 from fedmed.config import Experiment, parse_experiment
 from fedmed.errors import FederationError, FedMedError
 
 if TYPE_CHECKING:
-    from aggregator.exchange import Exchange
+    from aggregator.rounds.exchange import Exchange
 
 RUN_DIR_KEY = "run-dir"
 EXPERIMENT_FILE = "experiment.json"
@@ -48,7 +48,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Flower's entry point. Raises after the failure is written down, so that Flower marks the run as failed."""
-    from aggregator.exchange import FlowerExchange
+    from aggregator.rounds.exchange import FlowerExchange
 
     run_dir = Path(str(context.run_config[RUN_DIR_KEY]))
     if not (run_dir / EXPERIMENT_FILE).is_file():
@@ -100,9 +100,9 @@ def _serve(run_dir: Path, exchange: Exchange, events: EventLog, log_file: str) -
 
 def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
     """Loads the base model and the public test set, runs all rounds, and leaves the merged model in the run's folder."""
-    from aggregator.publish import build_model
-    from aggregator.rounds import RoundStore
-    from aggregator.strategy import run_federation
+    from aggregator.registry.publish import build_model
+    from aggregator.rounds.store import RoundStore
+    from aggregator.rounds.strategy import run_federation
     from fedmed.data.manifest import load_manifest
     from fedmed.metrics.scores import Scores
     from fedmed.models.adapter import State, adapter_state, add_adapter, load_adapter_state, remove_adapter

@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from aggregator.joining.provision_cli import provision_app, superlink
 from aggregator.methods import load_federation
-from aggregator.privacy_cli import privacy_app
-from aggregator.provision_cli import provision_app, superlink
+from aggregator.privacy.privacy_cli import privacy_app
 from fedmed.config import load_experiment, to_dict
 from fedmed.errors import FederationError, FedMedError
 
@@ -56,7 +56,7 @@ def run(
 ) -> None:
     """Run an experiment's federation, register the merged model, serve it, ask it a question, write the report."""
     config = load_federation(experiment, overrides or [])
-    from aggregator.run import run_experiment
+    from aggregator.runs.run import run_experiment
 
     run_experiment(config, runs_dir.resolve(), Console(), superlink=superlink, root_certificates=root_certificates)
 
@@ -70,10 +70,10 @@ def resume(
     root_certificates: RootCertificates = None,
 ) -> None:
     """Go on with a run after its last committed round, then build, publish, serve and report, as `run` does."""
-    from aggregator.prepare import read_run
+    from aggregator.runs.prepare import read_run
 
     read_run(run_folder.resolve())  # a wrong folder is told before anything large is imported
-    from aggregator.run import resume_run
+    from aggregator.runs.run import resume_run
 
     resume_run(run_folder.resolve(), Console(), superlink=superlink, root_certificates=root_certificates)
 
@@ -81,7 +81,7 @@ def resume(
 @app.command()
 def watch(run_folder: Annotated[Path, typer.Argument(help="runs/NAME")]) -> None:
     """Show a run that somebody else has started, until it ends; changes nothing."""
-    from aggregator.watch import watch_run
+    from aggregator.watching.watch import watch_run
 
     if watch_run(run_folder.resolve(), Console()) == "failed":
         raise typer.Exit(FederationError.exit_code)
@@ -139,7 +139,7 @@ def data_fetch(
 @data_app.command("split")
 def data_split(experiment: str, destination: Path, overrides: Overrides = None) -> None:
     """Write an experiment's site manifests and its public test set under DESTINATION, without running it."""
-    from aggregator.prepare import write_data
+    from aggregator.runs.prepare import write_data
 
     prepared = write_data(load_experiment(experiment, overrides or []), destination)
     for site, manifest in prepared.sites.items():
@@ -217,10 +217,10 @@ def registry_rollback(
 @registry_app.command("replay")
 def registry_replay(run_folder: Path, uri: RegistryUri = "", runs_dir: RunsDir = Path("runs")) -> None:
     """Send the registry what it has not got of a run while it was down; doing it twice adds nothing."""
-    from aggregator.locks import COMMAND_LOCK, hold
-    from aggregator.outbox import Outbox, deliver
-    from aggregator.prepare import read_run
     from aggregator.registry import open_registry
+    from aggregator.registry.outbox import Outbox, deliver
+    from aggregator.runs.locks import COMMAND_LOCK, hold
+    from aggregator.runs.prepare import read_run
 
     folder = run_folder.resolve()
     read_run(folder)

@@ -13,10 +13,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from aggregator.events import EventLog
-from aggregator.exchange import LocalExchange
-from aggregator.rounds import RoundRecord, RoundStore
-from aggregator.strategy import run_federation
+from aggregator.rounds.exchange import LocalExchange
+from aggregator.rounds.store import RoundRecord, RoundStore
+from aggregator.rounds.strategy import run_federation
+from aggregator.watching.events import EventLog
 from fedmed.config import Experiment
 from fedmed.data.manifest import Manifest, load_manifest, write_manifest
 from fedmed.data.schema import Example

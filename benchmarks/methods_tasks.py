@@ -3,10 +3,10 @@
     load_task("pneumonia") -> Source of PneumoniaMNIST (official split), Dirichlet on the label
     load_task("phantom_findings") -> hospital phantoms, one of three questions each, Dirichlet on the answer
 
-A phantom is asked for an effusion (yes, no), for an enlarged heart (yes, no) or for its nodules (zero to three), in turn. The public
-phantoms, which are what the base model has seen, have no effusion and come from another machine. Both tasks are the same for every
-seed of a run. A question whose answers the base model has never been asked for in such words is of no use here: it learns none of
-them in so few steps, with no method (effusion's side, or the four words for two findings, stay at or below the majority answer).
+A phantom is asked for an effusion (yes, no), for an enlarged heart (yes, no) or for its nodules (zero to three), in turn. The
+public phantoms, which are what the base model has seen, have no effusion and come from another machine. Both tasks are the same
+for every seed of a run. A question whose answers the base model was never asked for in such words is of no use here: no method
+learns it in so few steps (the side of the effusion, or four words for two findings, stay at or below the majority answer).
 """
 
 from __future__ import annotations

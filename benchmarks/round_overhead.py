@@ -37,10 +37,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aggregator.events import read_events
-from aggregator.flower_runs import submit
-from aggregator.launcher import executable, flower_env, free_ports, start_superlink
-from aggregator.processes import ProcessGroup
+from aggregator.runs.processes import ProcessGroup
+from aggregator.superlink.flower_runs import submit
+from aggregator.superlink.launcher import executable, flower_env, free_ports, start_superlink
+from aggregator.watching.events import read_events
 from benchmarks.round_overhead_adapter import BASE_SHA256, COLUMNS, ROWS, TENSORS
 from fedmed.config import load_experiment, to_dict
 from fedmed.data.manifest import write_manifest

@@ -19,8 +19,8 @@ from typing import Any
 
 import psutil
 
-from aggregator.events import read_events
-from aggregator.rounds import RoundStore
+from aggregator.rounds.store import RoundStore
+from aggregator.watching.events import read_events
 
 WAIT_S = 900  # a machine that does other things at the same time
 MARK = "FEDMED_TEST_MARK"

@@ -14,7 +14,7 @@
 | memory                                  | the factors of all replies, or the layer's own o x i once that is smaller    |
 | U D over many rounds                    | factored anew every round: never wider than its rank, nor than min(o, i)     |
 | nothing left of it (one site in FedEx)  | no residual of that layer                                                    |
-| sites of different rank                 | s is the same for all, since alpha grows with the rank (aggregator/tasks.py) |
+| sites of different rank                 | s is the same for all, since alpha grows with the rank (aggregator/rounds/tasks.py) |
 """
 
 from __future__ import annotations

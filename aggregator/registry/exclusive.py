@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aggregator import locks
+from aggregator.runs import locks
 from fedmed.errors import FederationError, RegistryError
 
 WAIT_S = 60.0

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from aggregator.model_folder import MANIFEST, file_sha256, verify_model
 from aggregator.registry.base import MANIFEST_TAG, Version
+from aggregator.registry.model_folder import MANIFEST, file_sha256, verify_model
 from fedmed.errors import RegistryError
 
 

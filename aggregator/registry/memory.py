@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from aggregator.model_folder import MANIFEST, file_sha256, verify_model
 from aggregator.registry.base import KEY_TAG, MANIFEST_TAG, Metric, RunInfo, Version, find, parse_reference
 from aggregator.registry.fetching import fetched_folder
+from aggregator.registry.model_folder import MANIFEST, file_sha256, verify_model
 from fedmed.errors import RegistryError
 
 

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from aggregator.model_folder import MANIFEST, file_sha256, verify_model
 from aggregator.registry.base import KEY_TAG, MANIFEST_TAG, RUN_TAG, Metric, RunInfo, Version, find, parse_reference
 from aggregator.registry.exclusive import claimed, locked_file
 from aggregator.registry.fetching import fetched_folder
+from aggregator.registry.model_folder import MANIFEST, file_sha256, verify_model
 from fedmed.errors import RegistryError
 
 if TYPE_CHECKING:

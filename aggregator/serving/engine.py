@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from aggregator.model_folder import verify_model
+from aggregator.registry.model_folder import verify_model
 from aggregator.serving.prompts import Prompt
 from aggregator.serving.schema import ApiError
 from fedmed.models.base import BaseModel, load_base

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from aggregator.flower_runs import submit
-from aggregator.launcher import Superlink, start_superlink
+from aggregator.superlink.flower_runs import submit
+from aggregator.superlink.launcher import Superlink, start_superlink
 from fedmed.config import load_experiment, to_dict
 from fedmed.data.manifest import write_manifest
 from fedmed.data.phantom import phantom_examples

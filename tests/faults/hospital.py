@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aggregator.processes import Managed
+from aggregator.runs.processes import Managed
 from fedmed.data.manifest import write_manifest
 from fedmed.data.phantom import phantom_examples
 from fedmed.errors import FederationError

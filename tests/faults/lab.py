@@ -9,7 +9,7 @@
 
 | made here          | taken away by                                                                          |
 | ------------------ | -------------------------------------------------------------------------------------- |
-| processes          | aggregator.processes.ProcessGroup: SIGTERM, then SIGKILL, with all that they started   |
+| processes          | aggregator.runs.processes.ProcessGroup: SIGTERM, then SIGKILL, with all that they started   |
 | mounts             | lazy umount, the last one first                                                        |
 | network namespaces | `ip netns del`, by the names that were made here                                       |
 | files              | the folder is removed                                                                  |
@@ -30,7 +30,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from aggregator.processes import Managed, ProcessGroup
+from aggregator.runs.processes import Managed, ProcessGroup
 
 REPOSITORY = Path(__file__).parents[2]
 WAIT_S = 300.0  # a machine that does other things at the same time

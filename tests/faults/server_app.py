@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from aggregator.app import serve
-from aggregator.exchange import LocalExchange
+from aggregator.rounds.exchange import LocalExchange
 from fedmed.errors import FedMedError
 from fedmed.wire import channel
 

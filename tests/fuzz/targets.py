@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from aggregator.tasks import check_reply
+from aggregator.rounds.tasks import check_reply
 from fedmed.config import CONFIG_DIR, load_experiment, parse_experiment, to_dict
 from fedmed.data.manifest import load_manifest, write_manifest
 from fedmed.data.phantom import phantom_examples

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aggregator.flower_runs import submit
-from aggregator.launcher import Superlink, flower_env, free_ports, start_superlink
-from aggregator.processes import Managed, ProcessGroup
+from aggregator.runs.processes import Managed, ProcessGroup
+from aggregator.superlink.flower_runs import submit
+from aggregator.superlink.launcher import Superlink, flower_env, free_ports, start_superlink
 from fedmed.data.manifest import write_manifest
 from fedmed.data.phantom import phantom_examples
 from hospital_client.settings import load_site
@@ -125,7 +125,7 @@ def test_a_superlink_that_is_started_anew_has_its_site_back(place: Place):
     connector = place.start_connector()
     place.start_watch()
     place.wait_online(1, WAIT_S)
-    (superlink,) = [item for item in psutil.Process().children() if "aggregator.superlink_main" in item.cmdline()]
+    (superlink,) = [item for item in psutil.Process().children() if "aggregator.superlink.main" in item.cmdline()]
     end_family(superlink)
     wait_for(lambda: "does not answer" in connector.log.read_text(), "line about the SuperLink")
     (place.root / "nodes.jsonl").unlink()

@@ -13,11 +13,11 @@ import psutil
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from aggregator.events import EventReader, read_events
-from aggregator.flower_runs import BUNDLE, follow, submit
-from aggregator.launcher import start_superlink, start_supernode
-from aggregator.processes import Managed, ProcessGroup
-from aggregator.rounds import RoundStore
+from aggregator.rounds.store import RoundStore
+from aggregator.runs.processes import Managed, ProcessGroup
+from aggregator.superlink.flower_runs import BUNDLE, follow, submit
+from aggregator.superlink.launcher import start_superlink, start_supernode
+from aggregator.watching.events import EventReader, read_events
 from fedmed.config import load_experiment, to_dict
 from fedmed.data.manifest import write_manifest
 from fedmed.data.phantom import phantom_examples
@@ -176,7 +176,7 @@ def test_a_killed_superlink_is_noticed(run_dir: Path):
         run = submit(superlink.control, run_dir, run_dir / "flower")
         stream = follow(run, EventReader(run_dir / "events.jsonl"), group)
         assert next(stream)["kind"] in ("zero_shot", "waiting")
-        (server,) = [p for p in psutil.Process().children() if "aggregator.superlink_main" in p.cmdline()]
+        (server,) = [p for p in psutil.Process().children() if "aggregator.superlink.main" in p.cmdline()]
         server.kill()
         begin = time.monotonic()
         with pytest.raises(FederationError, match=r"superlink ended with status -9"):

@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from aggregator import admitted, provision
-from aggregator.events import read_events
-from aggregator.superlink_hooks import RELOAD_S
+from aggregator.joining import admitted, provision
+from aggregator.superlink.hooks import RELOAD_S
+from aggregator.watching.events import read_events
 from fedmed.data.manifest import write_manifest
 from fedmed.data.phantom import phantom_examples
 from fedmed.kit import read_kit, write_kit

@@ -16,11 +16,11 @@ from helpers_training import mixed_cohort
 from peft import PeftModel
 
 from aggregator import app
-from aggregator.events import EventLog
-from aggregator.exchange import LocalExchange
 from aggregator.methods import METHODS, load_federation
-from aggregator.model_folder import verify_model
-from aggregator.rounds import RoundStore
+from aggregator.registry.model_folder import verify_model
+from aggregator.rounds.exchange import LocalExchange
+from aggregator.rounds.store import RoundStore
+from aggregator.watching.events import EventLog
 from fedmed.config import Experiment, to_dict
 from fedmed.data.collate import Collator
 from fedmed.data.manifest import load_manifest, write_manifest

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.events import EventLog
-from aggregator.exchange import LocalExchange
-from aggregator.rounds import RoundRecord, RoundStore
-from aggregator.strategy import run_federation
+from aggregator.rounds.exchange import LocalExchange
+from aggregator.rounds.store import RoundRecord, RoundStore
+from aggregator.rounds.strategy import run_federation
+from aggregator.watching.events import EventLog
 from fedmed.config import Experiment, load_experiment
 from fedmed.data.manifest import load_manifest, write_manifest
 from fedmed.data.phantom import phantom_examples

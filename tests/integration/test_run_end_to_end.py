@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aggregator.launcher import executable, flower_env, free_port, free_ports
-from aggregator.processes import Managed, ProcessGroup
+from aggregator.runs.processes import Managed, ProcessGroup
+from aggregator.superlink.launcher import executable, flower_env, free_port, free_ports
 
 WAIT_S = 300  # a machine that does other things at the same time
 SMALL = [

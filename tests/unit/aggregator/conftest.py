@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from aggregator.events import EventLog
 from aggregator.registry import MlflowRegistry, open_registry
-from aggregator.rounds import RoundRecord, RoundStore, SiteReport
+from aggregator.rounds.store import RoundRecord, RoundStore, SiteReport
+from aggregator.watching.events import EventLog
 from fedmed.config import Experiment, load_experiment, to_dict
 from fedmed.data.images import encode_png
 from fedmed.data.manifest import write_manifest

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from flwr.proto.node_pb2 import NodeInfo
 
-from aggregator import admission, admitted, provision
+from aggregator.joining import admission, admitted, provision
 from fedmed.errors import AdmissionError, FederationError
 from fedmed.node_keys import new_private_key, public_line, public_pem
 

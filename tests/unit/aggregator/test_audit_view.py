@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from aggregator import privacy_cli
-from aggregator.audit_view import ENGINES, as_rows, line, require_expected, table
+from aggregator.privacy import privacy_cli
+from aggregator.privacy.audit_view import ENGINES, as_rows, line, require_expected, table
 from fedmed.errors import PrivacyError
 from fedmed.training.audit import AuditResult
 from fedmed.training.audit_faults import FAULTS

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from aggregator.backoff import Backoff, Retries
+from aggregator.rounds.backoff import Backoff, Retries
 
 BACKOFF = Backoff(base_s=2.0, cap_s=30.0)
 

@@ -68,7 +68,10 @@ def with_other_basis(state, seed=7):
     """The same products with A -> G A, B -> B G^-1."""
     result = dict(state)
     for layer in layers(state):
-        mix = torch.randn(4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        turn, _ = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+        mix = turn * torch.tensor(
+            [0.25, 0.5, 2.0, 4.0], dtype=torch.float64
+        )  # condition 16: float32 factors stay precise
         down, up = state[layer.a].flatten(1).double(), state[layer.b].flatten(1).double()
         write_factors(result, layer, up @ torch.linalg.inv(mix), mix @ down)
     return result

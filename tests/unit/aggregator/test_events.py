@@ -2,7 +2,7 @@
 
 import pytest
 
-from aggregator.events import EventLog, EventReader, read_events
+from aggregator.watching.events import EventLog, EventReader, read_events
 
 
 def test_events_come_back_in_order(tmp_path):

@@ -9,8 +9,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import http_grid
 
-from aggregator.exchange import FlowerExchange, LocalExchange
-from aggregator.pulling import quick_pulls
+from aggregator.rounds.exchange import FlowerExchange, LocalExchange
+from aggregator.superlink.pulling import quick_pulls
 from fedmed.errors import FederationError
 from fedmed.wire.record import pack, unpack
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.model_folder import write_manifest
 from aggregator.registry import MemoryRegistry, RunInfo, open_registry, promote, read_history
 from aggregator.registry.exclusive import claimed, locked_file
+from aggregator.registry.model_folder import write_manifest
 from fedmed.errors import RegistryError
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aggregator.events import KINDS
-from aggregator.live import LiveView, plain_line, print_summary
-from aggregator.report import build_report
+from aggregator.reports.report import build_report
+from aggregator.watching.events import KINDS
+from aggregator.watching.live import LiveView, plain_line, print_summary
 from fedmed.config import load_experiment
 
 EVENTS: list[dict[str, Any]] = [

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from aggregator.events import EventLog
-from aggregator.exchange import LocalExchange
-from aggregator.live import plain_line
-from aggregator.rounds import RoundRecord, RoundStore
-from aggregator.strategy import run_federation
-from aggregator.tasks import plan_privacy
+from aggregator.rounds.exchange import LocalExchange
+from aggregator.rounds.store import RoundRecord, RoundStore
+from aggregator.rounds.strategy import run_federation
+from aggregator.rounds.tasks import plan_privacy
+from aggregator.watching.events import EventLog
+from aggregator.watching.live import plain_line
 from fedmed.config import load_experiment
 from fedmed.errors import ConfigError
 from fedmed.messages import TrainResult, decode, encode

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.locks import COMMAND_LOCK, hold, holder
-from aggregator.prepare import new_run_folder
-from aggregator.processes import ProcessGroup, end_leftovers
-from aggregator.sockets import socket_folder
+from aggregator.runs.locks import COMMAND_LOCK, hold, holder
+from aggregator.runs.prepare import new_run_folder
+from aggregator.runs.processes import ProcessGroup, end_leftovers
+from aggregator.runs.sockets import socket_folder
 from fedmed.config import load_experiment
 from fedmed.errors import FederationError
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from aggregator.locks import hold\n"
+    "import sys, time; from pathlib import Path; from aggregator.runs.locks import hold\n"
     "with hold(Path(sys.argv[1]), 'x'): print('held', flush=True); time.sleep(600)"
 )
 

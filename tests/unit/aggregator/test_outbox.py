@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from aggregator.backoff import Backoff
-from aggregator.mirror import Mirror
-from aggregator.outbox import Outbox, deliver, deliver_rounds
-from aggregator.publish import build_model
 from aggregator.registry import MemoryRegistry, Metric, MlflowRegistry, RunInfo
+from aggregator.registry.mirror import Mirror
+from aggregator.registry.outbox import Outbox, deliver, deliver_rounds
+from aggregator.registry.publish import build_model
+from aggregator.rounds.backoff import Backoff
 from fedmed.errors import RegistryError
 
 FinishedRun = Callable[..., tuple[Path, Any]]
@@ -129,7 +129,7 @@ def test_rounds_appear_as_they_are_committed(folder: Path) -> None:
 
 
 def test_a_store_that_is_down_is_told_once_and_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aggregator.mirror.BACKOFF", Backoff(0.01, 0.01))
+    monkeypatch.setattr("aggregator.registry.mirror.BACKOFF", Backoff(0.01, 0.01))
     registry, said = MemoryRegistry(), []
     registry.down = True
     with Mirror(folder, registry, said.append):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aggregator.tasks import plan_privacy
+from aggregator.rounds.tasks import plan_privacy
 from fedmed.errors import PrivacyError
 from fedmed.privacy.accounting import PrivacyEvent, epsilon
 from tests.unit.aggregator.test_strategy import settings

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aggregator import lookout as lookout_module
-from aggregator.events import EventLog, read_events
-from aggregator.locks import SERVER_LOCK, hold
-from aggregator.lookout import lookout, what_is_wrong
-from aggregator.presence import QUIET_S, Presence
-from aggregator.watch import watch_run
+from aggregator.rounds import lookout as lookout_module
+from aggregator.rounds.lookout import lookout, what_is_wrong
+from aggregator.rounds.presence import QUIET_S, Presence
+from aggregator.runs.locks import SERVER_LOCK, hold
+from aggregator.watching.events import EventLog, read_events
+from aggregator.watching.watch import watch_run
 
 BOTH = {"north", "valley"}
 
@@ -109,7 +109,7 @@ def test_a_look_that_hangs_or_fails_does_not_stop_the_beat(tmp_path: Path, monke
 
 SERVE = (
     "import sys, time; from pathlib import Path\n"
-    "from aggregator.locks import SERVER_LOCK, hold; from aggregator.lookout import lookout\n"
+    "from aggregator.runs.locks import SERVER_LOCK, hold; from aggregator.rounds.lookout import lookout\n"
     "folder = Path(sys.argv[1])\n"
     "with hold(folder / SERVER_LOCK, 'x'), lookout(folder, lambda: None): print('up', flush=True); time.sleep(600)"
 )

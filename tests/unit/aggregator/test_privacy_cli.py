@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aggregator.cli import app
-from aggregator.spent import read_spent
+from aggregator.privacy.spent import read_spent
 from fedmed.errors import ConfigError, FedMedError
 from fedmed.privacy.accounting import PrivacyEvent, epsilon
 

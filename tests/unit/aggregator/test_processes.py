@@ -9,9 +9,16 @@ import time
 import psutil
 import pytest
 
-from aggregator.flower_runs import submit
-from aggregator.launcher import executable, free_port, free_ports, require_free, start_superlink, start_supernode
-from aggregator.processes import ProcessGroup
+from aggregator.runs.processes import ProcessGroup
+from aggregator.superlink.flower_runs import submit
+from aggregator.superlink.launcher import (
+    executable,
+    free_port,
+    free_ports,
+    require_free,
+    start_superlink,
+    start_supernode,
+)
 from fedmed.errors import FederationError
 
 # A process whose child runs in a session of its own and ignores SIGTERM, as a stuck executor would.
@@ -25,7 +32,7 @@ time.sleep(600)
 OUTER = """
 import sys, time
 from pathlib import Path
-from aggregator.processes import ProcessGroup
+from aggregator.runs.processes import ProcessGroup
 with ProcessGroup(Path(sys.argv[1]), grace_s=0.5) as group:
     nested = group.start('nested', [sys.executable, '-c', sys.argv[2]])
     while not nested.log.read_text().strip():

@@ -10,8 +10,8 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
-from aggregator import certificates, provision
 from aggregator.cli import app
+from aggregator.joining import certificates, provision
 from fedmed.errors import AdmissionError, ConfigError
 from fedmed.kit import read_kit
 from fedmed.node_keys import fingerprint, new_private_key, public_line, read_private, read_public

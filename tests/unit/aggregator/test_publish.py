@@ -11,10 +11,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from aggregator.model_folder import verify_model
-from aggregator.publish import build_model, gate, publish, read_experiment
 from aggregator.registry import MemoryRegistry, MlflowRegistry, Version, read_history
-from aggregator.story import flatten
+from aggregator.registry.model_folder import verify_model
+from aggregator.registry.publish import build_model, gate, publish, read_experiment
+from aggregator.registry.story import flatten
 from fedmed.errors import FederationError, RegistryError
 from fedmed.models.base import load_base
 

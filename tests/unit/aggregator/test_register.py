@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.register import Register
+from aggregator.joining.register import Register
 from fedmed.errors import AdmissionError
 from fedmed.node_keys import fingerprint, new_private_key
 

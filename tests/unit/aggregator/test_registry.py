@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.model_folder import verify_model, write_manifest
 from aggregator.registry import (
     MemoryRegistry,
     Metric,
@@ -25,6 +24,7 @@ from aggregator.registry import (
     read_history,
     rollback,
 )
+from aggregator.registry.model_folder import verify_model, write_manifest
 from fedmed.errors import RegistryError
 
 
@@ -232,7 +232,7 @@ def test_a_database_that_cannot_be_opened_is_a_registry_error(tmp_path: Path) ->
 
 
 def test_registry_package_does_not_import_mlflow() -> None:
-    code = "import sys, aggregator.registry, aggregator.publish; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, aggregator.registry, aggregator.registry.publish; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from aggregator.registry import Version
-from aggregator.report import build_report, write_html, write_json_report
-from aggregator.report_page import duration, percent, render_page, size
+from aggregator.reports.page import duration, percent, render_page, size
+from aggregator.reports.report import build_report, write_html, write_json_report
 from fedmed.errors import FederationError
 
 ROOT = Path(__file__).parents[3]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from aggregator.events import EventLog
-from aggregator.exchange import LocalExchange
-from aggregator.rounds import RoundStore
-from aggregator.strategy import run_federation
+from aggregator.rounds.exchange import LocalExchange
+from aggregator.rounds.store import RoundStore
+from aggregator.rounds.strategy import run_federation
+from aggregator.watching.events import EventLog
 from fedmed.config import load_experiment
 from fedmed.messages import TrainTask, decode, encode, sha256_hex
 from fedmed.metrics.scores import Scores

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from aggregator.rounds import RoundRecord, RoundStore, SiteReport
+from aggregator.rounds.store import RoundRecord, RoundStore, SiteReport
 from fedmed.errors import FederationError
 from fedmed.metrics.scores import Scores
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from aggregator.methods import METHODS
-from aggregator.tasks import learning_rate, make_task, plan_privacy
+from aggregator.rounds.tasks import learning_rate, make_task, plan_privacy
 from fedmed.config import load_experiment
 from fedmed.errors import ConfigError
 

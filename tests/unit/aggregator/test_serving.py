@@ -23,8 +23,8 @@ import uvicorn
 from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
 
-from aggregator.model_folder import write_manifest
 from aggregator.registry import MemoryRegistry
+from aggregator.registry.model_folder import write_manifest
 from aggregator.serving.app import create_app
 from aggregator.serving.engine import Engine, cut_at
 from aggregator.serving.server import listen, serve

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from aggregator.events import EventLog, read_events
-from aggregator.exchange import LocalExchange, Reply
-from aggregator.rounds import RoundStore
-from aggregator.strategy import run_federation
-from aggregator.tasks import MAX_PATIENTS
+from aggregator.rounds.exchange import LocalExchange, Reply
+from aggregator.rounds.store import RoundStore
+from aggregator.rounds.strategy import run_federation
+from aggregator.rounds.tasks import MAX_PATIENTS
+from aggregator.watching.events import EventLog, read_events
 from fedmed.config import Experiment, load_experiment
 from fedmed.errors import FederationError
 from fedmed.messages import Refusal, SiteInfo, TrainResult, TrainTask, decode, encode

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from aggregator import certificates, provision
-from aggregator.superexec_main import start_without_token
-from aggregator.superlink_hooks import Pair
+from aggregator.joining import certificates, provision
+from aggregator.superlink.hooks import Pair
+from aggregator.superlink.superexec import start_without_token
 
 
 @pytest.fixture

@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aggregator import supervise
-from aggregator.backoff import Backoff, Retries
-from aggregator.events import EventLog, read_events
-from aggregator.flower_runs import Run
-from aggregator.live import LiveView
-from aggregator.orphan import ended, flower_ancestors
-from aggregator.supervise import Target, see_through
+from aggregator.rounds.backoff import Backoff, Retries
+from aggregator.runs import supervise
+from aggregator.runs.orphan import ended, flower_ancestors
+from aggregator.runs.supervise import Target, see_through
+from aggregator.superlink.flower_runs import Run
+from aggregator.watching.events import EventLog, read_events
+from aggregator.watching.live import LiveView
 from fedmed.config import load_experiment
 from fedmed.errors import FederationError
 
 SERVE = """
 import sys
 from pathlib import Path
-from aggregator.events import EventLog
-from aggregator.locks import SERVER_LOCK, hold
+from aggregator.watching.events import EventLog
+from aggregator.runs.locks import SERVER_LOCK, hold
 folder, what = Path(sys.argv[1]), sys.argv[2]
 with hold(folder / SERVER_LOCK, "x"):
     if what == "round":
@@ -47,8 +47,8 @@ class Lab:
         monkeypatch.setattr(supervise, "submit", self._submit)
         monkeypatch.setattr(supervise, "stop_run", self._stop)
         monkeypatch.setattr(supervise.RoundStore, "records", lambda store: list(store.folder.glob("[0-9]*")))
-        monkeypatch.setattr("aggregator.flower_runs.run_status", lambda run: "finished:failed")
-        monkeypatch.setattr("aggregator.flower_runs.LOADING_S", 0.0)
+        monkeypatch.setattr("aggregator.superlink.flower_runs.run_status", lambda run: "finished:failed")
+        monkeypatch.setattr("aggregator.superlink.flower_runs.LOADING_S", 0.0)
 
     def _submit(self, *_: object, **options: object) -> Run:
         what = self.plan[self.submitted]

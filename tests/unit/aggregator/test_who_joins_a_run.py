@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from aggregator import admitted, provision
-from aggregator.events import EventLog, read_events
-from aggregator.exchange import LocalExchange
-from aggregator.rounds import RoundStore
-from aggregator.strategy import run_federation
+from aggregator.joining import admitted, provision
+from aggregator.rounds.exchange import LocalExchange
+from aggregator.rounds.store import RoundStore
+from aggregator.rounds.strategy import run_federation
+from aggregator.watching.events import EventLog, read_events
 from fedmed.config import load_experiment
 from fedmed.errors import FederationError
 from fedmed.metrics.scores import Scores

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from aggregator.certificates import certificate_pem, new_authority
+from aggregator.joining.certificates import certificate_pem, new_authority
 from fedmed.data.manifest import write_manifest
 from fedmed.data.phantom import phantom_examples
 from fedmed.errors import AdmissionError, ConfigError

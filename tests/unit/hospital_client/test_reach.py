@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from aggregator.certificates import certificate_pem, key_pem, new_authority, new_key, new_server_certificate
+from aggregator.joining.certificates import certificate_pem, key_pem, new_authority, new_key, new_server_certificate
 from fedmed.errors import AdmissionError, FederationError
 from fedmed.node_keys import new_private_key, public_pem
 from fedmed.wire import greeting

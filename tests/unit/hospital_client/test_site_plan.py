@@ -66,7 +66,7 @@ def test_what_does_not_fit_or_is_not_allowed_is_said(site: Path) -> None:
 
 
 def test_what_the_consortium_may_have_names_no_count_of_patients(site: Path, tmp_path: Path) -> None:
-    from aggregator.spent import read_spent
+    from aggregator.privacy.spent import read_spent
 
     result = run("budget", site, "--public")
     report = json.loads(result.stdout)

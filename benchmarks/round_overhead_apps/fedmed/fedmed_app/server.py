@@ -6,10 +6,10 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from aggregator.events import EventLog
-from aggregator.exchange import FlowerExchange
-from aggregator.rounds import RoundStore
-from aggregator.strategy import run_federation
+from aggregator.rounds.exchange import FlowerExchange
+from aggregator.rounds.store import RoundStore
+from aggregator.rounds.strategy import run_federation
+from aggregator.watching.events import EventLog
 from benchmarks.round_overhead_adapter import BASE_SHA256, adapter, unscored
 from fedmed.config import parse_experiment
 

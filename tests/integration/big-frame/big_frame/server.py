@@ -8,8 +8,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save
 
-from aggregator.events import EventLog
-from aggregator.exchange import FlowerExchange
+from aggregator.rounds.exchange import FlowerExchange
+from aggregator.watching.events import EventLog
 from fedmed.messages import DescribeTask, LoraSpec, OptimizerSpec, PrivacySpec, TrainTask, decode, encode, sha256_hex
 
 SMALL_EXCHANGES = 3

@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from aggregator.exchange import FlowerExchange
+from aggregator.rounds.exchange import FlowerExchange
 from fedmed.messages import DescribeTask, decode, encode
 
 LIFE_S = 600.0

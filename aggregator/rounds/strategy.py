@@ -1,0 +1,322 @@
+"""The round loop: one exchange a round, replies folded in as they arrive, each round committed whole or not at all.
+
+    join -> [ task -> exchange -> check each reply -> fold -> finish -> evaluate -> commit ] x rounds
+
+    >>> exchange = LocalExchange(sites)                                                     # doctest: +SKIP
+    >>> run_federation(experiment, exchange, store, evaluate, events, initial, base.sha256) # doctest: +SKIP
+
+Which replies count: aggregator/rounds/tasks.py. A site whose reply does not is left out of the round, with the reason in the
+round's record and in an event, and the others go on.
+
+| what happens                           | what the round becomes                                               |
+| -------------------------------------- | -------------------------------------------------------------------- |
+| valid replies >= quorum                | committed with the new adapter                                       |
+| valid replies < quorum                 | committed as skipped, the adapter unchanged                          |
+| fewer connected sites than the quorum  | waited for up to deadline_s, then skipped: no task, no privacy spent |
+| killed at any moment                   | the next start goes on after the last committed round (see below)    |
+| other configuration in the same folder | FederationError before anything is sent                              |
+
+After a restart the task of the unfinished round has the same bytes as before: a site that has trained it hands its
+result over again and spends nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from aggregator.aggregation.mean import select
+from aggregator.aggregation.run import Aggregation, RoundAggregate, Taken
+from aggregator.joining.admitted import standing_warnings, why_absent
+from aggregator.rounds.exchange import Exchange, Reply
+from aggregator.rounds.presence import Presence
+from aggregator.rounds.roster import Roster
+from aggregator.rounds.store import RoundRecord, RoundStore, SiteReport
+from aggregator.rounds.tasks import check_reply, make_task, plan_privacy
+from aggregator.watching.events import EventLog
+from fedmed.config import Experiment
+from fedmed.errors import FederationError, FedMedError
+from fedmed.messages import TrainResult, TrainTask, encode, sha256_hex
+from fedmed.metrics.scores import Scores
+from fedmed.models.encoding import State, encode_state
+from fedmed.models.kinds import kind_of
+from fedmed.privacy.counts import NoisyCounts, federated_accuracy
+
+Watch = Callable[[Callable[[], None]], AbstractContextManager[None]]
+
+
+def no_watch(look: Callable[[], None]) -> AbstractContextManager[None]:
+    """Nobody looks after the sites but the rounds themselves."""
+    return nullcontext()
+
+
+# The bound on an update is set by the lengths of the updates of so many rounds before.
+NORM_ROUNDS = 5
+
+
+def run_federation(
+    experiment: Experiment,
+    exchange: Exchange,
+    store: RoundStore,
+    evaluate: Callable[[State], Scores],
+    events: EventLog,
+    initial: State,
+    base_sha256: str,
+    watch: Watch = no_watch,
+) -> None:
+    """Runs all rounds that `store` does not hold yet.
+
+    Args:
+        exchange: carries frames to the sites.
+        evaluate: scores an adapter on the public test set.
+        initial: the whole adapter as drawn from the experiment's public seed; used when `store` is empty.
+        base_sha256: of the frozen base model; every site compares it with its own.
+        watch: looks after the sites while the rounds run, given what to do at each look.
+
+    Raises:
+        FederationError: unknown method, too few sites at the start, a store of another configuration, or a full disk.
+        PrivacyError: no noise reaches the asked epsilon.
+    """
+    federation = Federation(experiment, exchange, store, evaluate, events, base_sha256)
+    with watch(federation.look):
+        state = federation.start(initial)
+        done, rounds = len(store.records()) - 1, experiment.training.rounds  # round 0 is not a round of training
+        if done < rounds:
+            federation.roster.join()
+        for number in range(done + 1, rounds + 1):
+            state = federation.run_round(number, state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What sites of one rank are sent: the task as a frame, the adapter that they start from, and what they must return."""
+
+    task: TrainTask
+    frame: bytes
+    task_sha256: str
+    sent: State
+    expected: State
+
+
+@dataclass
+class _Round:
+    """What a round has gathered so far. `equal`: all sites weigh the same, as asked or because one does not tell its size."""
+
+    number: int
+    aggregate: RoundAggregate
+    orders: dict[int, _Order]
+    equal: bool = False
+    reports: list[SiteReport] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class Federation:
+    """One run: its settings, its sites, its store."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        exchange: Exchange,
+        store: RoundStore,
+        evaluate: Callable[[State], Scores],
+        events: EventLog,
+        base_sha256: str,
+    ) -> None:
+        self._experiment = experiment
+        self._exchange = exchange
+        self._store = store
+        self._evaluate = evaluate
+        self._events = events
+        self._base_sha256 = base_sha256
+        self._aggregation = Aggregation(experiment)
+        self._privacy = plan_privacy(experiment)
+        self._scores: Scores | None = None
+        self._memory: State = {}
+        self._run = store.run_id(experiment.name)
+        self.roster = Roster(experiment, self._run, exchange, events)
+        self._presence = Presence(events)
+        self._overdue: dict[int, int] = {}  # node -> the round that it has not answered
+
+    def start(self, initial: State) -> State:
+        """Commits round 0 (the zero-shot scores of `initial`), or takes up the last committed round."""
+        last = self._store.last()
+        if last is not None and last.config_sha256 != self._experiment.sha256:
+            raise FederationError(
+                f"{self._store.folder} holds rounds of the configuration {last.config_sha256[:12]}, this one is "
+                f"{self._experiment.sha256[:12]}",
+                "give the run another name, or move the old folder away",
+            )
+        if last is not None:
+            self._scores, self._memory = last.scores, self._store.memory(last.round)
+            return self._store.state(last.round)
+        begin = time.monotonic()
+        self._scores = self._evaluate(initial)
+        self._events.emit("zero_shot", accuracy=self._scores.accuracy)
+        seconds = time.monotonic() - begin
+        record = RoundRecord(0, False, (), {}, self._scores, 0, 0, seconds, 0.0, self._experiment.sha256)
+        self._store.commit(record, initial)
+        return initial
+
+    def look(self) -> None:
+        """Tells which sites have gone or come; may be called from another thread."""
+        sites = {node: info.site for node, info in dict(self.roster.sites).items()}
+        online = self._exchange.online()
+        self._presence.look({site for node, site in sites.items() if node in online}, sites.values())
+
+    def run_round(self, number: int, state: State) -> State:
+        """One round, committed. Returns the next global adapter: `state` itself when the round is skipped."""
+        begin = time.monotonic()
+        current = self._prepare(number, state)
+        quorum = self._experiment.federation.quorum
+        nodes = self.roster.ready()
+        if len(nodes) < quorum:
+            nodes = self.roster.wait_for_quorum(self._experiment.federation.deadline_s)
+        rounds = self._experiment.training.rounds
+        self._note_late()
+        deadline_s = self._experiment.federation.deadline_s
+        names = sorted(nodes.values())
+        self._events.emit("round_started", round=number, rounds=rounds, sites=names, deadline_s=deadline_s)
+        for message in standing_warnings():
+            self._events.emit("warning", round=number, message=message)
+        if len(nodes) >= quorum:
+            self._exchange_once(current, nodes)
+        self._note_absent(current, nodes)
+        skipped = len(current.reports) < quorum
+        if not skipped:
+            state, self._memory = current.aggregate.finish()
+            self._scores = self._evaluate(state)
+        self._commit(current, state, skipped, time.monotonic() - begin)
+        return state
+
+    def _rank(self, site: str) -> int:
+        return self._experiment.federation.site_ranks.get(site, self._experiment.lora.rank)
+
+    def _prepare(self, number: int, state: State) -> _Round:
+        ranks = {self._rank(site) for site in self._experiment.partition.sites}
+        orders = {rank: self._order(number, self._aggregation.for_site(state, rank), rank) for rank in sorted(ranks)}
+        norms = [report.update_norm for record in self._store.records()[-NORM_ROUNDS:] for report in record.replies]
+        return _Round(number, self._aggregation.begin(number, state, self._memory, norms), orders)
+
+    def _order(self, number: int, sent: State, rank: int) -> _Order:
+        method = self._aggregation.method
+        down = select(sent, method.down)
+        frozen = {
+            name: tensor for name, tensor in sent.items() if name not in down and kind_of(name) not in method.personal
+        }
+        task = make_task(self._experiment, method, self._privacy, number, self._run, self._base_sha256, frozen, rank)
+        frame = encode(task, encode_state(down, task.dtype))
+        return _Order(task, frame, sha256_hex(frame), sent, select(sent, task.returned))
+
+    def _exchange_once(self, current: _Round, nodes: dict[int, str]) -> None:
+        asked_equal = self._experiment.federation.weighting == "equal"
+        current.equal = asked_equal or any(self.roster.sites[node].num_patients == 0 for node in nodes)
+        frames = {node: current.orders[self._rank(site)].frame for node, site in nodes.items()}
+        current.bytes_down = sum(len(frame) for frame in frames.values())
+
+        def tell(node: int, online: bool) -> None:
+            self._presence.seen(nodes[node], online)
+
+        deadline_s = self._experiment.federation.deadline_s
+        self._presence.open_round(current.number, nodes.values(), deadline_s)
+        for reply in self._exchange.send(frames, deadline_s, tell):
+            site = nodes[reply.node]
+            self._presence.answered(site)
+            if reply.frame is None:
+                self._overdue[reply.node] = current.number
+            try:
+                self._take(current, site, reply)
+            except FedMedError as error:
+                self._leave_out(current, site, error.message)
+        self._presence.close_round()
+
+    def _note_late(self) -> None:
+        for node in self._exchange.late():
+            info = self.roster.sites.get(node)
+            if info is not None and node in self._overdue:
+                self._events.emit("late", round=self._overdue.pop(node), site=info.site)
+
+    def _take(self, current: _Round, site: str, reply: Reply) -> None:
+        """Folds one reply in, or raises FedMedError with the reason why it does not count."""
+        if reply.frame is None:
+            raise FederationError(reply.error)
+        current.bytes_up += len(reply.frame)
+        order = current.orders[self._rank(site)]
+        result, update = check_reply(reply.frame, order.task, order.task_sha256, site, order.expected)
+        if not current.equal and not result.num_patients:
+            raise FederationError(
+                "num_patients=0: told a count when it joined and none now, expected the same of all rounds"
+            )
+        weight = 1.0 if current.equal else float(result.num_patients)
+        taken = current.aggregate.add(update, weight, order.sent, order.task)
+        current.reports.append(_report(result, reply, weight, taken))
+        seconds = round(reply.seconds, 3)
+        self._events.emit("reply", round=result.round, site=site, epsilon=result.epsilon, seconds=seconds)
+        if taken.scaled:
+            self._events.emit("bounded", round=result.round, site=site, norm=taken.norm, bound=taken.bound)
+
+    def _note_absent(self, current: _Round, nodes: dict[int, str]) -> None:
+        for site in self._experiment.partition.sites:
+            if site not in nodes.values():
+                reason = why_absent(site) or "not connected, or still busy with an earlier round"
+                self._leave_out(current, site, reason)
+
+    def _leave_out(self, current: _Round, site: str, reason: str) -> None:
+        current.left_out[site] = reason
+        self._events.emit("left_out", round=current.number, site=site, reason=reason)
+
+    def _commit(self, current: _Round, state: State, skipped: bool, seconds: float) -> None:
+        reports = tuple(sorted(current.reports, key=lambda report: report.site))
+        local = _local_accuracy(reports, self._privacy.metrics_noise_multiplier)
+        record = RoundRecord(
+            round=current.number,
+            skipped=skipped,
+            replies=reports,
+            left_out=current.left_out,
+            scores=self._scores,
+            bytes_up=current.bytes_up,
+            bytes_down=current.bytes_down,
+            seconds=seconds,
+            reply_seconds=max((report.reply_seconds for report in reports), default=0.0),
+            config_sha256=self._experiment.sha256,
+            local_accuracy=local[0] if local else None,
+            local_error=local[1] if local else None,
+        )
+        self._store.commit(record, state, self._memory)
+        accuracy = None if self._scores is None else self._scores.accuracy
+        self._events.emit(
+            "round_committed",
+            round=record.round,
+            accuracy=accuracy,
+            replies=len(reports),
+            skipped=skipped,
+            seconds=round(seconds, 3),
+        )
+
+
+def _local_accuracy(reports: Sequence[SiteReport], noise_multiplier: float) -> tuple[float, float] | None:
+    """Accuracy of the incoming adapter over the sites' own patients, and its error; None without counts."""
+    counts = [NoisyCounts(report.noisy_correct, report.noisy_patients) for report in reports]
+    return federated_accuracy(counts, noise_multiplier) if noise_multiplier and counts else None
+
+
+def _report(result: TrainResult, reply: Reply, weight: float, taken: Taken) -> SiteReport:
+    return SiteReport(
+        site=result.site,
+        num_patients=result.num_patients,
+        steps=result.steps,
+        epsilon=result.epsilon,
+        delta=result.delta,
+        epsilon_total=result.epsilon_total,
+        reply_seconds=reply.seconds,
+        bytes_up=len(reply.frame or b""),
+        dataset_fingerprint=result.dataset_fingerprint,
+        weight=weight,
+        noisy_correct=result.noisy_correct,
+        noisy_patients=result.noisy_patients,
+        update_norm=taken.norm,
+        update_bound=taken.bound if taken.scaled else None,
+    )

@@ -1,0 +1,101 @@
+"""What a local federation needs on disk before a process starts: the run's folder, its data, and the site folders.
+
+    runs/NAME/experiment.json   the resolved configuration
+    runs/NAME/run.json          the run's key, data notes, majority answer
+    runs/NAME/public/           manifest of the public test set; the aggregator scores every round on it
+    runs/NAME/sites/SITE/data/  manifest of a hospital; nothing outside the site's daemon reads it
+
+An older run of the same name is moved aside to NAME.1, NAME.2, ..., never overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aggregator.runs.locks import COMMAND_LOCK, SERVER_LOCK, hold
+from fedmed.config import Experiment, parse_experiment, to_dict
+from fedmed.data.manifest import Manifest, write_manifest
+from fedmed.data.partition import partition
+from fedmed.data.sources import load_source
+from fedmed.errors import FederationError
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """The data of an experiment on disk."""
+
+    sites: Mapping[str, Manifest]
+    public: Manifest
+    source: str
+    notes: tuple[str, ...]
+
+
+def new_run_folder(experiment: Experiment, runs_dir: Path) -> Path:
+    """`runs_dir/NAME`, fresh, with experiment.json in it.
+
+    Raises:
+        FederationError: a process works on the folder of that name, so that it cannot be moved aside.
+    """
+    folder = runs_dir / experiment.name
+    if folder.exists():
+        for lock, who in ((COMMAND_LOCK, "another command"), (SERVER_LOCK, "a server app")):
+            with hold(folder / lock, who):
+                pass
+        folder.rename(_first_free(folder))
+    folder.mkdir(parents=True, mode=0o755)
+    write_json(folder / "experiment.json", to_dict(experiment))
+    return folder
+
+
+def new_run_key(experiment: Experiment) -> str:
+    """A name for this run that no other run has, for ledgers and the registry."""
+    return f"{experiment.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+
+
+def write_data(experiment: Experiment, folder: Path, *, with_sites: bool = True) -> PreparedData:
+    """Write the public test manifest and, unless the sites are elsewhere, one manifest a hospital.
+
+    Raises:
+        DataError: the source is not there, or it cannot be split as asked.
+    """
+    source = load_source(experiment.data, experiment.seed)
+    public = write_manifest(folder / "public", source.test)
+    sites: dict[str, Manifest] = {}
+    if with_sites:
+        rule = experiment.partition
+        parts = partition(source.train, rule.sites, rule.scheme, rule.field, rule.alpha, experiment.seed)
+        sites = {site: write_manifest(folder / "sites" / site / "data", part) for site, part in parts.items()}
+    return PreparedData(sites, public, source.name, source.notes)
+
+
+def read_run(folder: Path) -> tuple[Experiment, dict[str, Any]]:
+    """A run's resolved configuration and run.json. Raises FederationError when the folder is not one of a run."""
+    try:
+        experiment = parse_experiment(json.loads((folder / "experiment.json").read_text()))
+        run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    except FileNotFoundError as error:
+        raise FederationError(
+            f"{folder} is not a run folder: {error.filename} is missing",
+            "name one that `fedmed run` made, such as runs/demo; one that was cut off before its data was written is run anew",
+        ) from None
+    return experiment, run
+
+
+def write_json(path: Path, value: object) -> None:
+    """A small JSON file, replaced in one step."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    part.replace(path)
+
+
+def _first_free(folder: Path) -> Path:
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return target

@@ -1,0 +1,43 @@
+"""Flower's SuperLink with one limit lowered: how often a node may say that it is there. And with hooks.
+
+    python -m aggregator.superlink.main --insecure --fleet-api-type grpc-rere ...     flags and all else as flower-superlink
+
+Flower marks a node offline after twice the heartbeat interval that the node asks for, and refuses intervals below 10 s: it
+would take 20 s to see that a site is gone. From MIN_HEARTBEAT_S on, `fedmed-site connect` asks for 3 s.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from flwr.server.superlink.fleet.message_handler import message_handler
+from flwr.superlink.cli import flower_superlink
+
+from aggregator.superlink import hooks
+from fedmed.errors import FederationError
+
+MIN_HEARTBEAT_S = 1
+_LIMIT = "HEARTBEAT_MIN_INTERVAL"
+
+
+def allow_short_heartbeats() -> None:
+    """Lowers the limit in this process. Raises FederationError when Flower has none of this name: another release."""
+    if not hasattr(message_handler, _LIMIT):
+        raise FederationError(
+            f"{message_handler.__name__} has no {_LIMIT}, expected Flower 1.39", "install the pinned flwr release"
+        )
+    setattr(message_handler, _LIMIT, MIN_HEARTBEAT_S)
+
+
+def main() -> None:
+    """Runs the SuperLink until it is ended."""
+    try:
+        allow_short_heartbeats()
+        hooks.install(sys.argv[1:])
+    except FederationError as error:
+        sys.exit(f"error: {error.message}\n  hint: {error.hint}")
+    flower_superlink()
+
+
+if __name__ == "__main__":
+    main()
