@@ -114,7 +114,6 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
     base = load_base(experiment.base_model.name, device=experiment.device, expected_sha256=experiment.base_model.sha256)
     public = load_manifest(run_dir / "public")
     model = add_adapter(base.model, experiment.lora.spec, experiment.seed)
-    initial = adapter_state(model)
 
     def score_adapter(state: State) -> Scores:
         load_adapter_state(model, state)
@@ -129,7 +128,8 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
 
     store = RoundStore(run_dir / "rounds")
     watch = partial(lookout, run_dir)
-    run_federation(experiment, exchange, store, score_adapter, events, initial, base.sha256, watch)
+    # The first adapter is named nowhere here, so that the round loop can let go of it.
+    run_federation(experiment, exchange, store, score_adapter, events, adapter_state(model), base.sha256, watch)
     remove_adapter(model)
     build_model(run_dir, experiment, base)  # here, where torch and the base model are loaded
 

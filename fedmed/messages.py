@@ -29,6 +29,7 @@ import math
 import struct
 import types
 import typing
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -226,19 +227,28 @@ def sha256_hex(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def encode(message: Message, payload: bytes = b"") -> bytes:
-    """One frame. A message that has `payload_sha256` gets it filled in."""
+def sha256_of(pieces: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 of bytes that come in pieces."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def encode(message: Message, payload: bytes | memoryview | Sequence[bytes | memoryview] = b"") -> bytes:
+    """One frame; the payload may come in pieces, which are copied once. `payload_sha256` is filled in where there is one."""
+    pieces = [payload] if isinstance(payload, bytes | bytearray | memoryview) else payload
     if hasattr(message, "payload_sha256"):
-        message = dataclasses.replace(typing.cast(Any, message), payload_sha256=sha256_hex(payload))
-    elif payload:
-        raise WireError(f"a {message.type} message carries no payload, got {len(payload)} bytes")
+        message = dataclasses.replace(typing.cast(Any, message), payload_sha256=sha256_of(pieces))
+    elif size := sum(map(len, pieces)):
+        raise WireError(f"a {message.type} message carries no payload, got {size} bytes")
     body = {"protocol": PROTOCOL, "type": message.type, **dataclasses.asdict(message)}
     try:
         header = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except ValueError as error:
         raise WireError(f"a {message.type} message holds a number that is not finite") from error
     header += b" " * (-(8 + len(header)) % 8)  # so that a payload's numbers begin where the processor wants them
-    return b"".join([MAGIC, struct.pack(">I", len(header)), header, payload])
+    return b"".join([MAGIC, struct.pack(">I", len(header)), header, *pieces])
 
 
 def decode(frame: bytes | memoryview) -> tuple[Message, memoryview]:

@@ -51,10 +51,12 @@ def parse_file(cls: type[T], path: Path, hint: str) -> T:
 def read_yaml(path: Path) -> DictConfig:
     if not path.exists():
         raise ConfigError([f"{path} does not exist"])
-    with readable(f"{path} is not readable YAML"):
+    config = None
+    # One quoted text is read as YAML a second time; where that is a number, OmegaConf has an assertion for it and no error.
+    with readable(f"{path} is not readable YAML"), suppress(AssertionError):
         config = OmegaConf.load(path)
     if not isinstance(config, DictConfig):
-        raise ConfigError([f"{path} holds a list, expected keys and values"])
+        raise ConfigError([f"{path} holds a list or a single value, expected keys and values"])
     return config
 
 

@@ -73,15 +73,31 @@ class Start:
     def of(cls, sent: Mapping[str, Tensor], travels: Sequence[str]) -> Start:
         """Measures them; `travels` names the tensors that come back."""
         own = layers(sent)
-        pairs = [(*factors(sent, layer, torch.float32), matrix(sent[layer.b], torch.float32)) for layer in own]
-        grams = [torch.stack([up.T @ up, down @ down.T, b.T @ b]) for up, down, b in pairs]
-        roots = torch.linalg.eigvalsh(torch.stack(grams).double())[..., -1].clamp(min=0).sqrt() if grams else []
+        rank = len(sent[own[0].a]) if own else 0
+        grams = torch.empty(len(own), 3, rank, rank)  # made once: see aggregator.aggregation.products
+        for place, layer in enumerate(own):
+            _write_grams(grams[place], sent, layer)
+        roots = torch.linalg.eigvalsh(grams.double())[..., -1].clamp(min=0).sqrt() if own else []
+        found = {key: _measured(sent[key]) for key in travels}
         return cls(
-            {key: sent[key].numel() for key in travels},
-            {key: float(sent[key].norm()) for key in travels},
-            {key: float(sent[key].abs().max()) for key in travels},
+            {key: size for key, (size, _, _) in found.items()},
+            {key: norm for key, (_, norm, _) in found.items()},
+            {key: largest for key, (_, _, largest) in found.items()},
             {layer: tuple(found.tolist()) for layer, found in zip(own, roots, strict=True)},
         )
+
+
+def _write_grams(grams: Tensor, sent: Mapping[str, Tensor], layer: Layer) -> None:
+    """Puts those of B R, A and B into [3, r, r]."""
+    (up, down), b = factors(sent, layer, torch.float32), matrix(sent[layer.b], torch.float32)
+    torch.mm(up.T, up, out=grams[0])
+    torch.mm(down, down.T, out=grams[1])
+    torch.mm(b.T, b, out=grams[2])
+
+
+def _measured(tensor: Tensor) -> tuple[int, float, float]:
+    """How many numbers it has, their L2 norm, the largest of their magnitudes."""
+    return tensor.numel(), float(tensor.norm()), float(tensor.abs().max())
 
 
 def reach_bound(start: Start, task: TrainTask, patients: float, *, product_alone: bool) -> float:

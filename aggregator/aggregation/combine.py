@@ -34,7 +34,7 @@ class Combiner(Protocol):
     def mean(self) -> State:
         """The tensors that are averaged as such, as the sites have them on average."""
 
-    def result(self, state: State, mean: State) -> State:
+    def result(self, state: Mapping[str, Tensor], mean: State) -> State:
         """The next global state. Called once, after at least one reply.
 
         Args:
@@ -46,7 +46,7 @@ class Combiner(Protocol):
 class FedSvd(TensorMean):
     """The mean of B under the shared A, then U S V^T = B A: A becomes V^T, B becomes U S (arXiv 2505.12805)."""
 
-    def result(self, state: State, mean: State) -> State:
+    def result(self, state: Mapping[str, Tensor], mean: State) -> State:
         """The next global state."""
         return refactor(super().result(state, mean))
 

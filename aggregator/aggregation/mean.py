@@ -43,7 +43,12 @@ class WeightedMean:
 
 def select(state: Mapping[str, Tensor], kinds: Sequence[str]) -> State:
     """The tensors of these kinds: those that travel."""
-    return {name: tensor for name, tensor in state.items() if kind_of(name) in kinds}
+    return {name: state[name] for name in state if kind_of(name) in kinds}
+
+
+def layout(state: Mapping[str, Tensor], kinds: Sequence[str]) -> State:
+    """The names and shapes of the tensors of these kinds, as tensors without memory; `state` is read one tensor at a time."""
+    return {name: state[name].to("meta") for name in state if kind_of(name) in kinds}
 
 
 def fold_mean(mean: WeightedMean | None, update: Mapping[str, Tensor], weight: float) -> WeightedMean:
@@ -73,9 +78,9 @@ class TensorMean:
         """The mean; empty when nothing was folded in."""
         return {} if self._mean is None else self._mean.state
 
-    def result(self, state: State, mean: State) -> State:
+    def result(self, state: Mapping[str, Tensor], mean: State) -> State:
         """The next global state: see aggregator.aggregation.combine."""
-        return {**state, **mean}
+        return {name: state[name] for name in state if name not in mean} | mean
 
 
 def check_update(update: Mapping[str, Tensor], weight: float, expected: Mapping[str, Tensor]) -> None:

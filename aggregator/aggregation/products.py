@@ -76,18 +76,22 @@ def _change(
     sent: Mapping[str, Tensor], update: Mapping[str, Tensor], scale: float, product_alone: bool, dtype: torch.dtype
 ) -> Change:
     """Over all layers, with e = new B R - B R, u = B R, d = A, x = new A - A: L = e d + u x, Q = e x."""
-    lefts, rights, after = [], [], {**sent, **update}
-    for layer in layers(sent):
-        if {layer.a, layer.b, layer.core} & update.keys():
-            (up, down), (new_up, new_down) = factors(sent, layer, dtype), factors(after, layer, dtype)
-            left, right = torch.cat([new_up - up, up], 1), torch.cat([down, new_down - down])
-            lefts.append(left.T @ left)
-            rights.append(right @ right.T)
+    moved_layers = [layer for layer in layers(sent) if {layer.a, layer.b, layer.core} & update.keys()]
+    size = 2 * len(sent[moved_layers[0].a]) if moved_layers else 0
+    # Made once: small results kept one by one would lie in the holes that large ones leave, and the heap would grow by an adapter.
+    lefts, rights = (torch.empty(len(moved_layers), size, size, dtype=dtype) for _ in range(2))
+    for place, layer in enumerate(moved_layers):  # one layer's tensors at a time: `sent` may read them from a file
+        own = {key: sent[key] for key in (layer.a, layer.b, layer.core) if key in sent}
+        after = {key: update.get(key, tensor) for key, tensor in own.items()}
+        (up, down), (new_up, new_down) = factors(own, layer, dtype), factors(after, layer, dtype)
+        left, right = torch.cat([new_up - up, up], 1), torch.cat([down, new_down - down])
+        torch.mm(left.T, left, out=lefts[place])
+        torch.mm(right, right.T, out=rights[place])
     others = [key for key in update if kind_of(key) == SAVED or (kind_of(key) == LORA_R and not product_alone)]
     numbers = sum(float((update[key].to(dtype) - sent[key].to(dtype)).square().sum()) for key in others)
-    if not lefts:
+    if not moved_layers:
         return Change(numbers)
-    left, right = torch.stack(lefts).double(), torch.stack(rights).double()
+    left, right = lefts.double(), rights.double()
     rank = left.shape[1] // 2
     rise, start = slice(0, rank), slice(rank, None)
     ee, eu, ue, uu = left[:, rise, rise], left[:, rise, start], left[:, start, rise], left[:, start, start]

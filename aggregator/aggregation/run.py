@@ -33,7 +33,7 @@ from torch import Tensor
 from aggregator.aggregation.bounds import Start, median_bound, reach_bound
 from aggregator.aggregation.combine import make_combiner
 from aggregator.aggregation.layers import State
-from aggregator.aggregation.mean import check_update, select
+from aggregator.aggregation.mean import check_update, layout
 from aggregator.aggregation.products import measure_change
 from aggregator.aggregation.robust import median, multi_krum, trimmed_mean
 from aggregator.aggregation.server_optimizers import apply_server
@@ -65,14 +65,14 @@ class Aggregation:
         self._experiment = require_federation(experiment)
         self.method = get_method(experiment.federation.method)
 
-    def for_site(self, state: State, rank: int) -> State:
+    def for_site(self, state: Mapping[str, Tensor], rank: int) -> Mapping[str, Tensor]:
         """What a site of this rank starts from: `state` itself, or its best approximation of a smaller rank."""
         if rank == self._experiment.lora.rank:
             return state
         return first_rows(state, rank) if self.method.name == "flora" else refactor(state, rank)
 
-    def begin(self, number: int, state: State, memory: State, norms: Sequence[float]) -> RoundAggregate:
-        """The aggregate of round `number`, which starts from `state`."""
+    def begin(self, number: int, state: Mapping[str, Tensor], memory: State, norms: Sequence[float]) -> RoundAggregate:
+        """The aggregate of round `number`, which starts from `state`, as do the sites that are sent the same object."""
         return RoundAggregate(self._experiment, number, state, memory, norms)
 
 
@@ -87,7 +87,12 @@ class RoundAggregate:
     """What one round's replies add up to."""
 
     def __init__(
-        self, experiment: Experiment, number: int, state: State, memory: State, norms: Sequence[float]
+        self,
+        experiment: Experiment,
+        number: int,
+        state: Mapping[str, Tensor],
+        memory: State,
+        norms: Sequence[float],
     ) -> None:
         self._federation, lora = experiment.federation, experiment.lora
         self._method = get_method(self._federation.method)
@@ -96,7 +101,9 @@ class RoundAggregate:
         self._state, self._memory = state, memory
         self._bound = median_bound(norms, self._federation.norm_bound)
         self._combiner = make_combiner(self._method, self._scale, experiment.seed, number)
-        self._starts: dict[int, tuple[Mapping[str, Tensor], Start]] = {}  # by identity, which the tuple keeps taken
+        # By identity, which the tuples keep taken.
+        self._starts: dict[int, tuple[Mapping[str, Tensor], Start]] = {}
+        self._layouts: dict[int, tuple[Mapping[str, Tensor], State]] = {}
         self._kept: list[_Reply] = []
         self._taken = 0
 
@@ -114,7 +121,7 @@ class RoundAggregate:
         Raises:
             FederationError: it cannot be taken, with the reason; the aggregate is unchanged.
         """
-        check_update(update, weight, select(sent, self._returned))
+        check_update(update, weight, self._layout(sent))
         taken = self._shorten(update, weight, sent, task)
         if self._federation.robust.rule == "none":
             self._combiner.fold(update, weight)
@@ -130,7 +137,7 @@ class RoundAggregate:
             FederationError: too few replies for the robust rule.
         """
         if not self._taken:
-            return self._state, self._memory
+            return dict(self._state), self._memory
         mean, memory = apply_server(self._federation.server, self._state, self._mean(), self._memory)
         return self._combiner.result(self._state, mean), memory
 
@@ -148,10 +155,16 @@ class RoundAggregate:
                 update[name] = sent[name].lerp(update[name].to(sent[name].dtype), part)
         return taken
 
+    def _layout(self, sent: Mapping[str, Tensor]) -> State:
+        """Names and shapes of what sites that got it return."""
+        if id(sent) not in self._layouts:
+            self._layouts[id(sent)] = sent, layout(sent, self._returned)
+        return self._layouts[id(sent)][1]
+
     def _start(self, sent: Mapping[str, Tensor]) -> Start:
         """What is measured of `sent` once, for all the sites that got it."""
         if id(sent) not in self._starts:
-            self._starts[id(sent)] = sent, Start.of(sent, list(select(sent, self._returned)))
+            self._starts[id(sent)] = sent, Start.of(sent, list(self._layout(sent)))
         return self._starts[id(sent)][1]
 
     def _mean(self) -> State:
@@ -167,7 +180,8 @@ class RoundAggregate:
         if rule != "multi_krum":
             updates = [reply.update for reply in self._kept]
             return median(updates) if rule == "median" else trimmed_mean(updates, faulty)
-        states = [{**reply.sent, **reply.update} for reply in self._kept]
+        whole = {id(reply.sent): dict(reply.sent) for reply in self._kept}  # read once, not once a reply
+        states = [{**whole[id(reply.sent)], **reply.update} for reply in self._kept]
         for place in multi_krum(states, faulty, self._scale, product_alone=self._method.mixed_ranks):
             self._combiner.fold(self._kept[place].update, self._kept[place].weight)
         return self._combiner.mean()

@@ -89,9 +89,9 @@ class Products:
 class FlexLora(Products):
     """The best approximation of the mean product that the global rank allows."""
 
-    def result(self, state: State, mean: State) -> State:
+    def result(self, state: Mapping[str, Tensor], mean: State) -> State:
         """The next global state: see aggregator.aggregation.combine."""
-        result = {**state, **mean}
+        result = {name: state[name] for name in state if name not in mean} | mean
         for layer, (up, down) in self.means().items():
             write_factors(result, layer, *truncate(up, down, len(state[layer.a])))
         return result
@@ -104,9 +104,9 @@ class Flora(Products):
         super().__init__(scale)
         self._seed, self._number = seed, number
 
-    def result(self, state: State, mean: State) -> State:
+    def result(self, state: Mapping[str, Tensor], mean: State) -> State:
         """The next global state: see aggregator.aggregation.combine."""
-        result = {**state, **mean}
+        result = {name: state[name] for name in state if name not in mean} | mean
         for layer, (up, down) in self.means().items():
             add_residual(result, layer, self._scale * up, down)
         return restart(result, self._seed, self._number)
@@ -128,9 +128,9 @@ class FedEx(Products):
         """All tensors that travelled, averaged."""
         return self._mean.mean()
 
-    def result(self, state: State, mean: State) -> State:
+    def result(self, state: Mapping[str, Tensor], mean: State) -> State:
         """The next global state: see aggregator.aggregation.combine."""
-        result = {**state, **mean}
+        result = {name: state[name] for name in state if name not in mean} | mean
         for layer, (up, down) in self.means().items():
             mean_up, mean_down = factors(result, layer)
             add_residual(result, layer, self._scale * torch.cat([up, -mean_up], 1), torch.cat([down, mean_down]))

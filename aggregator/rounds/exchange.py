@@ -36,7 +36,7 @@ from flwr.serverapp import Grid
 
 from aggregator.superlink.pulling import quick_pulls
 from fedmed.errors import WireError
-from fedmed.wire.record import pack, unpack
+from fedmed.wire.record import pack, release, unpack
 
 # Answers are looked for after a fiftieth of the time that they have taken already: a round of seconds loses milliseconds.
 SHORTEST_S, LONGEST_S, SHARE = 0.05, 0.5, 0.02
@@ -113,9 +113,9 @@ class FlowerExchange:
         begin = time.monotonic()
         end = begin + deadline_s
         waiting = self._push(frames, deadline_s)
-        yield from (
-            Reply(node, None, "the SuperLink did not take the task") for node in set(frames) - {*waiting.values()}
-        )
+        refused = set(frames) - {*waiting.values()}
+        del frames  # the SuperLink has them: the memory is the replies'
+        yield from (Reply(node, None, "the SuperLink did not take the task") for node in refused)
         gone: dict[int, float] = {}  # node -> when it went offline
         while waiting and (now := time.monotonic()) < end:
             self._look(waiting.values(), gone, now, tell)
@@ -126,7 +126,10 @@ class FlowerExchange:
                 asked = time.monotonic()
                 if message := self._pull(message_id, end - asked):
                     del waiting[message_id]
-                    yield _read(node, message, time.monotonic() - begin)
+                    reply = _read(node, message, time.monotonic() - begin)
+                    del message
+                    yield reply
+                    del reply  # before the next one comes
                 else:
                     looking_s += time.monotonic() - asked
             if waiting:
@@ -157,6 +160,8 @@ class FlowerExchange:
             Message(records[id(frame)], node, "train", ttl=deadline_s + TTL_SLACK_S) for node, frame in frames.items()
         ]
         message_ids = list(self._grid.push_messages(messages))
+        for record in records.values():
+            release(record)
         return {message_id: node for message_id, node in zip(message_ids, frames, strict=False) if message_id}
 
 
@@ -167,6 +172,8 @@ def _read(node: int, message: Message, seconds: float) -> Reply:
         return Reply(node, unpack(message.content), seconds=seconds)
     except WireError as error:
         return Reply(node, None, error.message)
+    finally:
+        release(message.content)
 
 
 class LocalExchange:

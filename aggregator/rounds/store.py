@@ -8,6 +8,7 @@
     >>> store = RoundStore(run_dir / "rounds")                  # doctest: +SKIP
     >>> record = store.commit(record, state)                    # doctest: +SKIP
     >>> store.state(record.round)                               # doctest: +SKIP
+    >>> store.stored(record.round)                              # doctest: +SKIP
 
 | what happens                                   | what a reader sees                                 |
 | ---------------------------------------------- | -------------------------------------------------- |
@@ -22,17 +23,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmed.errors import FederationError
-from fedmed.messages import sha256_hex
+from fedmed.messages import sha256_of
 from fedmed.metrics.scores import Scores
 
 # Adapters are decoded with torch, which takes seconds to import: reading records alone does not need it.
@@ -129,7 +131,7 @@ class RoundStore:
         path = self.folder / "run_id"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / ".run_id", f"{name}-{secrets.token_hex(4)}".encode())
+            _write(self.folder / ".run_id", [f"{name}-{secrets.token_hex(4)}".encode()])
             os.replace(self.folder / ".run_id", path)
         return path.read_text(encoding="utf-8")
 
@@ -162,6 +164,17 @@ class RoundStore:
             raise FederationError(f"round {number} is not in {self.folder}")
         return self._tensors(number, ADAPTER_FILE, record.adapter_sha256)
 
+    def stored(self, number: int) -> Mapping[str, Tensor]:
+        """As `state`, but each tensor is read from the file when it is asked for: takes no memory. Raises as `state`."""
+        from fedmed.models.tensor_bytes import StoredTensors
+
+        path = self._path(number) / ADAPTER_FILE
+        record = self._record(number)
+        if record is None:
+            raise FederationError(f"round {number} is not in {self.folder}")
+        self._require(path, record.adapter_sha256)
+        return StoredTensors(path)
+
     def memory(self, number: int) -> State:
         """What the aggregator carried on from round `number`: empty where it keeps nothing. Raises as `state`."""
         record = self._record(number)
@@ -169,7 +182,9 @@ class RoundStore:
             raise FederationError(f"round {number} is not in {self.folder}")
         return self._tensors(number, MEMORY_FILE, record.memory_sha256) if record.memory_sha256 else {}
 
-    def commit(self, record: RoundRecord, state: State, memory: Mapping[str, Tensor] | None = None) -> RoundRecord:
+    def commit(
+        self, record: RoundRecord, state: Mapping[str, Tensor], memory: Mapping[str, Tensor] | None = None
+    ) -> RoundRecord:
         """Writes a round, or nothing. Returns the record with its hashes.
 
         Args:
@@ -178,24 +193,24 @@ class RoundStore:
         Raises:
             FederationError: it is committed already, is not the next round, or the disk does not take it.
         """
-        from fedmed.models.encoding import encode_state
+        from fedmed.models.encoding import encode_parts
 
         last = self.last()
         expected = 0 if last is None else last.round + 1
         if record.round != expected:
             raise FederationError(f"cannot commit round {record.round}: expected round {expected}")
-        files = {ADAPTER_FILE: encode_state(state, "float32")}
+        files: dict[str, list[bytes | memoryview]] = {ADAPTER_FILE: encode_parts(state, "float32")}
         if memory:
-            files[MEMORY_FILE] = encode_state(dict(memory), "float32")
+            files[MEMORY_FILE] = encode_parts(memory, "float32")
         record = dataclasses.replace(
             record,
-            adapter_sha256=sha256_hex(files[ADAPTER_FILE]),
+            adapter_sha256=sha256_of(files[ADAPTER_FILE]),
             parent_sha256="" if last is None else last.adapter_sha256,
-            memory_sha256=sha256_hex(files[MEMORY_FILE]) if memory else "",
+            memory_sha256=sha256_of(files[MEMORY_FILE]) if memory else "",
         )
         text = json.dumps(record.to_dict(), indent=1, sort_keys=True, allow_nan=False)
         try:
-            self._publish(record.round, files | {RECORD_FILE: text.encode()})
+            self._publish(record.round, files | {RECORD_FILE: [text.encode()]})
         except OSError as error:
             raise FederationError(
                 f"round {record.round} cannot be written to {self.folder}: {error.strerror}",
@@ -206,15 +221,18 @@ class RoundStore:
     def _tensors(self, number: int, name: str, sha256: str) -> State:
         from fedmed.models.encoding import decode_state
 
-        payload = (self._path(number) / name).read_bytes()
-        if (found := sha256_hex(payload)) != sha256:
-            raise FederationError(
-                f"{name} of round {number} has SHA-256 {found[:12]}, expected {sha256[:12]}",
-                f"move {self._path(number)} away; the run goes on from the round before",
-            )
-        return decode_state(payload, "float32")
+        path = self._path(number) / name
+        self._require(path, sha256)
+        return decode_state(path.read_bytes(), "float32")
 
-    def _publish(self, number: int, files: Mapping[str, bytes]) -> None:
+    def _require(self, path: Path, sha256: str) -> None:
+        if (found := _file_sha256(path)) != sha256:
+            raise FederationError(
+                f"{path.name} of round {int(path.parent.name)} has SHA-256 {found[:12]}, expected {sha256[:12]}",
+                f"move {path.parent} away; the run goes on from the round before",
+            )
+
+    def _publish(self, number: int, files: Mapping[str, Sequence[bytes | memoryview]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for torn in self.folder.glob(".new-*"):
             shutil.rmtree(torn)
@@ -244,17 +262,20 @@ class RoundStore:
         files = {ADAPTER_FILE: record.adapter_sha256, MEMORY_FILE: record.memory_sha256}
         try:
             return all(
-                sha256_hex((self._path(record.round) / name).read_bytes()) == sha256
-                for name, sha256 in files.items()
-                if sha256
+                _file_sha256(self._path(record.round) / name) == sha256 for name, sha256 in files.items() if sha256
             )
         except OSError:
             return False
 
 
-def _write(path: Path, data: bytes) -> None:
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
     with path.open("wb") as file:
-        file.write(data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
 

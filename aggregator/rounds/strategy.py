@@ -23,14 +23,17 @@ result over again and spends nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from aggregator.aggregation.mean import select
+from torch import Tensor
+
+from aggregator.aggregation.mean import layout, select
 from aggregator.aggregation.run import Aggregation, RoundAggregate, Taken
 from aggregator.joining.admitted import standing_warnings, why_absent
 from aggregator.rounds.exchange import Exchange, Reply
+from aggregator.rounds.heap import trim
 from aggregator.rounds.presence import Presence
 from aggregator.rounds.roster import Roster
 from aggregator.rounds.store import RoundRecord, RoundStore, SiteReport
@@ -40,7 +43,7 @@ from fedmed.config import Experiment
 from fedmed.errors import FederationError, FedMedError
 from fedmed.messages import TrainResult, TrainTask, encode, sha256_hex
 from fedmed.metrics.scores import Scores
-from fedmed.models.encoding import State, encode_state
+from fedmed.models.encoding import State, encode_parts
 from fedmed.models.kinds import kind_of
 from fedmed.privacy.counts import NoisyCounts, federated_accuracy
 
@@ -81,32 +84,34 @@ def run_federation(
     """
     federation = Federation(experiment, exchange, store, evaluate, events, base_sha256)
     with watch(federation.look):
-        state = federation.start(initial)
+        federation.start(initial)
+        del initial  # on disk now; where the caller holds none either, its memory is free for the rounds
         done, rounds = len(store.records()) - 1, experiment.training.rounds  # round 0 is not a round of training
         if done < rounds:
             federation.roster.join()
         for number in range(done + 1, rounds + 1):
-            state = federation.run_round(number, state)
+            federation.run_round(number)
 
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """What sites of one rank are sent: the task as a frame, the adapter that they start from, and what they must return."""
+    """What sites of one rank are sent: the task, the adapter that they start from, and the shapes that they must return."""
 
     task: TrainTask
-    frame: bytes
     task_sha256: str
-    sent: State
+    sent: Mapping[str, Tensor]
     expected: State
 
 
 @dataclass
 class _Round:
-    """What a round has gathered so far. `equal`: all sites weigh the same, as asked or because one does not tell its size."""
+    """What a round has gathered so far. `frames`: the orders' by rank, until they are sent. `equal`: all sites weigh the same,
+    as asked or because one does not tell its size."""
 
     number: int
     aggregate: RoundAggregate
     orders: dict[int, _Order]
+    frames: dict[int, bytes]
     equal: bool = False
     reports: list[SiteReport] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -141,7 +146,7 @@ class Federation:
         self._presence = Presence(events)
         self._overdue: dict[int, int] = {}  # node -> the round that it has not answered
 
-    def start(self, initial: State) -> State:
+    def start(self, initial: State) -> None:
         """Commits round 0 (the zero-shot scores of `initial`), or takes up the last committed round."""
         last = self._store.last()
         if last is not None and last.config_sha256 != self._experiment.sha256:
@@ -152,14 +157,13 @@ class Federation:
             )
         if last is not None:
             self._scores, self._memory = last.scores, self._store.memory(last.round)
-            return self._store.state(last.round)
+            return
         begin = time.monotonic()
         self._scores = self._evaluate(initial)
         self._events.emit("zero_shot", accuracy=self._scores.accuracy)
         seconds = time.monotonic() - begin
         record = RoundRecord(0, False, (), {}, self._scores, 0, 0, seconds, 0.0, self._experiment.sha256)
         self._store.commit(record, initial)
-        return initial
 
     def look(self) -> None:
         """Tells which sites have gone or come; may be called from another thread."""
@@ -167,9 +171,11 @@ class Federation:
         online = self._exchange.online()
         self._presence.look({site for node, site in sites.items() if node in online}, sites.values())
 
-    def run_round(self, number: int, state: State) -> State:
-        """One round, committed. Returns the next global adapter: `state` itself when the round is skipped."""
+    def run_round(self, number: int) -> None:
+        """One round, committed. The adapter that it starts from stays on disk: the replies' mean and one reply fill the memory."""
         begin = time.monotonic()
+        trim()
+        state = self._store.stored(number - 1)
         current = self._prepare(number, state)
         quorum = self._experiment.federation.quorum
         nodes = self.roster.ready()
@@ -187,42 +193,42 @@ class Federation:
         self._note_absent(current, nodes)
         skipped = len(current.reports) < quorum
         if not skipped:
-            state, self._memory = current.aggregate.finish()
-            self._scores = self._evaluate(state)
+            new, self._memory = current.aggregate.finish()
+            self._scores = self._evaluate(new)
+            state = new
         self._commit(current, state, skipped, time.monotonic() - begin)
-        return state
 
     def _rank(self, site: str) -> int:
         return self._experiment.federation.site_ranks.get(site, self._experiment.lora.rank)
 
-    def _prepare(self, number: int, state: State) -> _Round:
+    def _prepare(self, number: int, state: Mapping[str, Tensor]) -> _Round:
         ranks = {self._rank(site) for site in self._experiment.partition.sites}
-        orders = {rank: self._order(number, self._aggregation.for_site(state, rank), rank) for rank in sorted(ranks)}
+        orders, frames = {}, {}
+        for rank in sorted(ranks):
+            orders[rank], frames[rank] = self._order(number, self._aggregation.for_site(state, rank), rank)
         norms = [report.update_norm for record in self._store.records()[-NORM_ROUNDS:] for report in record.replies]
-        return _Round(number, self._aggregation.begin(number, state, self._memory, norms), orders)
+        return _Round(number, self._aggregation.begin(number, state, self._memory, norms), orders, frames)
 
-    def _order(self, number: int, sent: State, rank: int) -> _Order:
+    def _order(self, number: int, sent: Mapping[str, Tensor], rank: int) -> tuple[_Order, bytes]:
+        """The order, and its frame."""
         method = self._aggregation.method
-        down = select(sent, method.down)
-        frozen = {
-            name: tensor for name, tensor in sent.items() if name not in down and kind_of(name) not in method.personal
-        }
+        frozen = {name: sent[name] for name in sent if kind_of(name) not in {*method.down, *method.personal}}
         task = make_task(self._experiment, method, self._privacy, number, self._run, self._base_sha256, frozen, rank)
-        frame = encode(task, encode_state(down, task.dtype))
-        return _Order(task, frame, sha256_hex(frame), sent, select(sent, task.returned))
+        del frozen
+        frame = encode(task, encode_parts(select(sent, method.down), task.dtype))
+        return _Order(task, sha256_hex(frame), sent, layout(sent, task.returned)), frame
 
     def _exchange_once(self, current: _Round, nodes: dict[int, str]) -> None:
         asked_equal = self._experiment.federation.weighting == "equal"
         current.equal = asked_equal or any(self.roster.sites[node].num_patients == 0 for node in nodes)
-        frames = {node: current.orders[self._rank(site)].frame for node, site in nodes.items()}
-        current.bytes_down = sum(len(frame) for frame in frames.values())
+        current.bytes_down = sum(len(current.frames[self._rank(site)]) for site in nodes.values())
 
         def tell(node: int, online: bool) -> None:
             self._presence.seen(nodes[node], online)
 
         deadline_s = self._experiment.federation.deadline_s
         self._presence.open_round(current.number, nodes.values(), deadline_s)
-        for reply in self._exchange.send(frames, deadline_s, tell):
+        for reply in self._exchange.send(self._hand_over(current, nodes), deadline_s, tell):
             site = nodes[reply.node]
             self._presence.answered(site)
             if reply.frame is None:
@@ -231,7 +237,14 @@ class Federation:
                 self._take(current, site, reply)
             except FedMedError as error:
                 self._leave_out(current, site, error.message)
+            del reply  # before the next one comes
+            trim()
         self._presence.close_round()
+
+    def _hand_over(self, current: _Round, nodes: dict[int, str]) -> dict[int, bytes]:
+        """Each node's frame, which is kept here no longer: the exchange lets go of it once it is on its way."""
+        frames, current.frames = current.frames, {}
+        return {node: frames[self._rank(site)] for node, site in nodes.items()}
 
     def _note_late(self) -> None:
         for node in self._exchange.late():
@@ -245,7 +258,7 @@ class Federation:
             raise FederationError(reply.error)
         current.bytes_up += len(reply.frame)
         order = current.orders[self._rank(site)]
-        result, update = check_reply(reply.frame, order.task, order.task_sha256, site, order.expected)
+        result, update = check_reply(reply.frame, order.task, order.task_sha256, site, order.expected, order.sent)
         if not current.equal and not result.num_patients:
             raise FederationError(
                 "num_patients=0: told a count when it joined and none now, expected the same of all rounds"
@@ -268,7 +281,7 @@ class Federation:
         current.left_out[site] = reason
         self._events.emit("left_out", round=current.number, site=site, reason=reason)
 
-    def _commit(self, current: _Round, state: State, skipped: bool, seconds: float) -> None:
+    def _commit(self, current: _Round, state: Mapping[str, Tensor], skipped: bool, seconds: float) -> None:
         reports = tuple(sorted(current.reports, key=lambda report: report.site))
         local = _local_accuracy(reports, self._privacy.metrics_noise_multiplier)
         record = RoundRecord(

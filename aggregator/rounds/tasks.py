@@ -21,7 +21,10 @@ A reply counts when every line of this table holds.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+
+from torch import Tensor
 
 from aggregator.aggregation.mean import check_layout
 from aggregator.methods import Method
@@ -103,7 +106,7 @@ def make_task(
     number: int,
     run: str,
     base_sha256: str,
-    frozen: State,
+    frozen: Mapping[str, Tensor],
     rank: int,
 ) -> TrainTask:
     """The task of round `number` for a site of this rank; the same arguments give the same bytes on the wire.
@@ -140,12 +143,18 @@ def make_task(
 
 
 def check_reply(
-    frame: bytes, task: TrainTask, task_sha256: str, site: str, expected: State
+    frame: bytes,
+    task: TrainTask,
+    task_sha256: str,
+    site: str,
+    expected: Mapping[str, Tensor],
+    sent: Mapping[str, Tensor],
 ) -> tuple[TrainResult, State]:
     """The result and what the site trained, when every line of the module's first table holds.
 
     Args:
-        expected: the tensors that the site must return, as they were before they were sent: what it changed is added to them.
+        expected: the tensors that the site must return; their shapes alone count.
+        sent: what it was sent, before it was rounded for the wire: what it changed is added to that.
 
     Returns:
         Tensors in float32 that may be views of `frame`: not to be written to.
@@ -175,4 +184,4 @@ def check_reply(
         raise FederationError(f"the adapter has {len(payload)} bytes, expected at most {limit}")
     update = decode_state(payload, task.dtype)
     check_layout(update, expected)
-    return result, add_change(expected, update) if sends_changes(task.dtype) else update
+    return result, add_change(sent, update) if sends_changes(task.dtype) else update

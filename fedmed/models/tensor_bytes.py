@@ -2,6 +2,7 @@
 
     tensors -> to_parts -> pieces in order (views of the tensors) -> a file, a frame
     bytes   -> to_tensors -> tensors that are views of the bytes
+    file    -> StoredTensors -> tensors that are read one at a time
 
 The format is the safetensors library's (https://github.com/huggingface/safetensors): eight bytes of length, a JSON header, the
 tensors' bytes. The library itself copies twice in each direction; its own reader reads what this writes, byte for byte.
@@ -19,9 +20,13 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import os
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,21 +65,78 @@ def to_parts(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
 
 def to_tensors(data: bytes | memoryview) -> dict[str, Tensor]:
     """Views of `data` by key, sorted. Raises WireError: see the module's table."""
-    view = memoryview(data)
-    header, body = _header(view)
-    found: dict[str, Tensor] = {}
+    header, body = _header(memoryview(data))
+    found = _places(header, len(body))
+    return {
+        key: _view(body[found[key].begin : found[key].end], found[key].dtype).reshape(found[key].shape)
+        for key in sorted(found)
+    }
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, by key and sorted: each is read when it is asked for, and none is kept.
+
+    The file stays open, so that the tensors stay what they were however the file is renamed or replaced.
+
+    Raises:
+        OSError: the file cannot be opened or read. WireError: it is not safetensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        size = os.fstat(self._file.fileno()).st_size
+        prefix = self._file.read(8)
+        length = int.from_bytes(prefix, "little")
+        header, _ = _header(memoryview(prefix + self._file.read(min(length, MAX_HEADER_BYTES))))
+        self._start = 8 + length
+        found = _places(header, size - self._start)
+        self._found = {key: found[key] for key in sorted(found)}
+
+    def __getitem__(self, key: str) -> Tensor:
+        place = self._found[key]
+        if (size := place.end - place.begin) == 0:
+            return torch.empty(place.shape, dtype=place.dtype)
+        # Pages of its own: read one after the other from the heap, large tensors would leave holes that small ones keep open.
+        buffer = mmap.mmap(-1, size)
+        if os.preadv(self._file.fileno(), [buffer], self._start + place.begin) != size:
+            raise OSError(f"{self._file.name} ends within the tensor {key}")
+        return torch.frombuffer(buffer, dtype=place.dtype).reshape(place.shape)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in the body a tensor lies."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def _places(header: Mapping[str, Any], size: int) -> dict[str, _Place]:
+    """Of every tensor, in a body of so many bytes, which they must fill."""
+    found: dict[str, _Place] = {}
     end = 0
     for key, entry in sorted(header.items(), key=lambda item: _begin(item[0], item[1])):
         dtype, shape, offsets = _entry(key, entry)
-        if offsets != (end, end + math.prod(shape) * dtype.itemsize) or offsets[1] > len(body):
+        if offsets != (end, end + math.prod(shape) * dtype.itemsize) or offsets[1] > size:
             raise WireError(
                 f"tensor {key[:200]!r} lies at {list(offsets)}, which does not fit its shape and the others"
             )
         end = offsets[1]
-        found[key] = _view(body[offsets[0] : end], dtype).reshape(shape)
-    if end != len(body):
-        raise WireError(f"an adapter payload holds {len(body) - end} bytes that belong to no tensor")
-    return {key: found[key] for key in sorted(found)}
+        found[key] = _Place(dtype, shape, *offsets)
+    if end != size:
+        raise WireError(f"an adapter payload holds {size - end} bytes that belong to no tensor")
+    return found
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

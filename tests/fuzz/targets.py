@@ -6,6 +6,7 @@
 | site     | the same                                                           | `Site.handle`, which always answers       |
 | result   | the same of a result, and its adapter                              | `check_reply` of the aggregator           |
 | adapter  | safetensors bytes; their header, with lengths that fit             | `decode_state`                            |
+| packed   | the same of bfloat16 and int8; the layout, deflated again; scales  | `decode_state`, of the encoding           |
 | manifest | the lines of manifest.jsonl, as bytes and as JSON                  | `load_manifest`, from a file, with images |
 | ledger   | journal and witness; the bodies of lines that are sealed as always | `reconcile`, then `Entries`               |
 | config   | an experiment's plain values                                       | `parse_experiment`                        |
@@ -18,6 +19,7 @@ import dataclasses
 import json
 import logging
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +36,7 @@ from fedmed.data.phantom import phantom_examples
 from fedmed.errors import WireError
 from fedmed.messages import DescribeTask, Refusal, TrainResult, TrainTask, decode, encode, sha256_hex
 from fedmed.models.adapter import decode_state, encode_state
+from fedmed.models.tensor_bytes import to_parts, to_tensors
 from fedmed.typed import parse_file
 from hospital_client.audit import Audit
 from hospital_client.chain import Line, seal
@@ -117,7 +120,7 @@ def result_target() -> Target:
     frames = [encode(result, encode_state(STATE, dtype)) for dtype in ("float32", "bfloat16")]
 
     def parse(frame: bytes) -> None:
-        check_reply(frame, task, sent, "north", STATE)
+        check_reply(frame, task, sent, "north", STATE, STATE)
 
     return Target("result", lambda rng: damaged_frame(rng, frames, damaged_adapter), parse)
 
@@ -125,6 +128,36 @@ def result_target() -> Target:
 def adapter_target() -> Target:
     whole = [encode_state(STATE, dtype) for dtype in ("float32", "bfloat16")]
     return Target("adapter", lambda rng: damaged_adapter(rng, rng.choice(whole)), decode_state)
+
+
+def packed_target() -> Target:
+    whole = {dtype: encode_state(STATE, dtype) for dtype in ("bfloat16", "int8")}
+
+    def make(rng: Random) -> tuple[str, bytes]:
+        dtype = rng.choice(sorted(whole))
+        damage = damaged_adapter if rng.random() < 0.4 else damaged_packing
+        return dtype, damage(rng, whole[dtype])
+
+    return Target("packed", make, lambda made: decode_state(made[1], made[0]))
+
+
+def damaged_packing(rng: Random, payload: bytes) -> bytes:
+    """The layout's JSON changed and deflated again, or other values and scales, in a file whose offsets fit."""
+    tensors = to_tensors(payload)
+    parts = {key: bytearray(tensor.view(torch.uint8).numpy().tobytes()) for key, tensor in tensors.items()}
+    dtypes = {key: tensor.dtype for key, tensor in tensors.items()}
+    if rng.random() < 0.6:
+        text = dump(rng, mutate_json(rng, json.loads(zlib.decompress(parts["layout"]))))
+        parts["layout"] = bytearray(zlib.compress(text))
+    else:
+        key = rng.choice(sorted(parts))
+        parts[key] = bytearray(mutate_bytes(rng, bytes(parts[key]), [payload]))
+    whole = {key: data[: len(data) - len(data) % dtypes[key].itemsize] for key, data in parts.items()}
+    made = {
+        key: torch.frombuffer(data, dtype=dtypes[key]) if data else torch.empty(0, dtype=dtypes[key])
+        for key, data in whole.items()
+    }
+    return b"".join(to_parts(made))
 
 
 def damaged_frame(
@@ -278,6 +311,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "site": site_target,
     "result": lambda folder: result_target(),
     "adapter": lambda folder: adapter_target(),
+    "packed": lambda folder: packed_target(),
     "manifest": manifest_target,
     "ledger": lambda folder: ledger_target(),
     "config": lambda folder: config_target(),

@@ -6,6 +6,7 @@ import pytest
 
 from fedmed.config import CONFIG_DIR, load_experiment, parse_experiment, to_dict
 from fedmed.errors import ConfigError
+from fedmed.typed import read_yaml
 
 
 def problems_of(*overrides: str) -> list[str]:
@@ -114,3 +115,11 @@ def test_a_number_beyond_every_float_is_a_problem() -> None:
     plain["privacy"]["epsilon"] = 10**400
     with pytest.raises(ConfigError, match="expected float, got int"):
         parse_experiment(plain)
+
+
+@pytest.mark.parametrize("text", ['"0661e999"', "7", "- a"])
+def test_a_file_that_holds_no_keys_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"policy\.yaml"):
+        read_yaml(path)

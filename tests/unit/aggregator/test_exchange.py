@@ -11,8 +11,8 @@ from flwr.superlink.grid import http_grid
 
 from aggregator.rounds.exchange import FlowerExchange, LocalExchange
 from aggregator.superlink.pulling import quick_pulls
-from fedmed.errors import FederationError
-from fedmed.wire.record import pack, unpack
+from fedmed.errors import FederationError, WireError
+from fedmed.wire.record import pack, release, unpack
 
 
 class MemoryGrid(Grid):
@@ -165,3 +165,15 @@ def test_local_exchange():
     assert bad.error == "the site failed: IndexError"
     exchange.disconnect("a")
     assert exchange.nodes() == [2]
+
+
+def test_no_frame_stays_in_the_records_that_refer_to_themselves():
+    content = pack(b"frame")
+    assert unpack(content) == b"frame"
+    release(content)
+    with pytest.raises(WireError, match="holds no FedMed frame"):
+        unpack(content)
+    grid = MemoryGrid({1: b"one", 2: b"two"})
+    frames = [reply.frame for reply in FlowerExchange(grid).send({1: b"ask", 2: b"ask"}, 1.0)]
+    assert frames == [b"one", b"two"]
+    assert not any(message.content.array_records["fedmed"] for message in grid.sent.values())
