@@ -109,13 +109,13 @@ def stock(group: ProcessGroup, folder: Path, rounds: int) -> list[float]:
     return gaps(json.loads((folder / "rounds.json").read_text()))
 
 
-def fedmed(group: ProcessGroup, folder: Path, rounds: int) -> list[float]:
+def fedmed(group: ProcessGroup, folder: Path, rounds: int, sites: Sequence[str] = SITES) -> list[float]:
     """Seconds of each round of FedMed's programs and round loop."""
     experiment = load_experiment(
         "demo",
         [
-            f"partition.sites=[{','.join(SITES)}]",
-            "federation.quorum=3",
+            f"partition.sites=[{','.join(sites)}]",
+            f"federation.quorum={len(sites)}",
             f"training.rounds={rounds}",
             "privacy.noise_multiplier=2.0",
             "privacy.metrics_noise_multiplier=8.0",
@@ -132,7 +132,7 @@ def fedmed(group: ProcessGroup, folder: Path, rounds: int) -> list[float]:
         "patient_count": "rounded",
     }
     superlink = start_superlink(group, folder / "flower")
-    for site in SITES:
+    for site in sites:
         create_site(folder / site, {"name": site, "cohort": site, "data": str(data), "socket": "s.sock"}, policy)
         daemon = [sys.executable, "-m", "benchmarks.round_overhead_adapter", str(folder / site)]
         group.start(site, daemon, flower_env(folder / "home"))
@@ -144,7 +144,7 @@ def fedmed(group: ProcessGroup, folder: Path, rounds: int) -> list[float]:
     events = folder / "events.jsonl"
     _wait(lambda: _has_finished(events), group)
     shown = [event for event in read_events(events) if event["kind"] in ("round_started", "round_committed")]
-    if any(event.get("skipped") or event.get("replies", 3) < len(SITES) for event in shown):
+    if any(event.get("skipped") or event.get("replies", len(sites)) < len(sites) for event in shown):
         raise FederationError(
             "a site was missing in a round: this is no measurement", "run it again on an idle machine"
         )

@@ -7,6 +7,7 @@ The trainer does what a real one does with the bytes, decode and encode, and cou
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,13 +26,15 @@ from hospital_client.site import ShouldStop, TrainRound
 
 TENSORS, ROWS, COLUMNS = 24, 16, 6828  # 10.5 MB of float32: the rank 16 adapter of twelve layers
 BASE_SHA256 = "ab" * 32
+LAYERS_KEY = "FEDMED_BENCHMARK_LAYERS"
 
 
 def adapter() -> State:
-    """A (rank x in) and B (out x rank) of twelve layers, all numbers drawn: nothing about it compresses or repeats."""
+    """A (rank x in) and B (out x rank) of twelve layers, or of LAYERS_KEY in the environment, all numbers drawn: nothing about it
+    compresses or repeats."""
     generator = torch.Generator().manual_seed(0)
     state: State = {}
-    for layer in range(TENSORS // 2):
+    for layer in range(int(os.environ.get(LAYERS_KEY, TENSORS // 2))):
         state[f"model.layers.{layer}.lora_A.weight"] = torch.randn(ROWS, COLUMNS, generator=generator)
         state[f"model.layers.{layer}.lora_B.weight"] = torch.randn(COLUMNS, ROWS, generator=generator)
     return state

@@ -69,7 +69,7 @@ def measure(point: Point) -> dict[str, float]:
     layers = max(1, round(point.megabytes * 1e6 / LAYER_BYTES))
     pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
     with tempfile.TemporaryDirectory(prefix="fedmed-memory-") as scratch, pool:
-        run(dataclasses.replace(point, sites=1), 0, pool, Path(scratch) / "warm-up")
+        run(dataclasses.replace(point, sites=1, overrides=()), 0, pool, Path(scratch) / "warm-up")
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         before, begin = reset_peak(), time.monotonic()
