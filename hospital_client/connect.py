@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import socket as sockets
 import threading
 import time
@@ -95,7 +96,8 @@ class Connector:
             return self._away.wait_s()
         except NotAdmitted as error:
             found = self._look_into(error)
-            self._tell(f"refused {found.message}", f"not admitted: {found.message}; {found.hint}")
+            # A reason may hold the time of day: the same one a minute later is no other state.
+            self._tell(f"refused {re.sub('[0-9]+', '', found.message)}", f"not admitted: {found.message}; {found.hint}")
             return self._refused.wait_s()
         except FedMedError as error:
             self._tell("away", f"{error.message}; trying again")

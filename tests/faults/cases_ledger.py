@@ -77,13 +77,15 @@ def killed_before_sending(lab: Lab) -> Facts:
 
 @case(
     5,
-    "the same task twice, one after the other and both at once",
-    "{different} different result of {sent} sent; {trained} training, {reserved} reserved; "
-    "while it trains, the second is told to come again: {busy}",
+    "the same task twice at once, again when it is done, and another one in between",
+    "{different} different result of {sent} sent; {trained} training, {reserved} reserved; while it trains, the second waits "
+    "for its result: {waits}, and the other task is told to come again: {busy}",
+    quick=True,
     different=1,
     sent=3,
     trained=1,
     reserved=1,
+    waits=True,
     busy=True,
 )
 def duplicate_task(lab: Lab) -> Facts:
@@ -92,16 +94,21 @@ def duplicate_task(lab: Lab) -> Facts:
     site.start()
     first = site.ask_aside(task())
     site.wait_until_training()
-    busy = site.ask(task())
+    second = site.ask_aside(task())
+    other = site.ask(task(2))
+    second.join(0.5)
+    waits = second.is_alive() and not site.answers
     site.hold.unlink()
-    first.join(60)
-    results = {encode(site.answers[0], ADAPTER), *(site.send(encode(task(), ADAPTER)) for _ in range(2))}
+    for thread in (first, second):
+        thread.join(60)
+    results = [*(encode(answer, ADAPTER) for answer in site.answers), site.send(encode(task(), ADAPTER))]
     return {
-        "different": len(results),
-        "sent": 3,
+        "different": len(set(results)),
+        "sent": len(results),
         "trained": site.trainings().count("begun"),
         "reserved": site.ledger()[0],
-        "busy": isinstance(busy, Refusal) and busy.retry,
+        "waits": waits,
+        "busy": isinstance(other, Refusal) and other.retry,
     }
 
 

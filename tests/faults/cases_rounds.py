@@ -61,9 +61,8 @@ def disk_full_at_the_checkpoint(lab: Lab) -> Facts:
     must(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)])
     lab.callback(must, ["umount", "--lazy", str(disk)])
     slow = made.hospitals["harbour"]
+    slow.hold.write_text("2")
     process = lab.start("server", command(made))
-    made.wait("round_started", round=1)
-    slow.hold.touch()
     made.wait("round_committed", round=1)
     wait_for(lambda: slow.decisions().count("accepted") == 2, "round 2 to be trained")
     ballast = fill(disk)

@@ -77,7 +77,7 @@ def judged(lab: Lab, misdeeds: dict[str, str]) -> Facts:
         for misdeed, part in misdeeds.items()
     }
     others = all(item.as_without_it and item.flagged for item in found.values())
-    return {"reason": " / ".join(said), "others": others}
+    return {"reason": " / ".join(said.values()), "others": others}
 
 
 def rejected(number: int, fault: str, misdeeds: dict[str, str], *, part: str = "") -> None:
@@ -100,7 +100,7 @@ rejected(
         "unknown key": "1 tensors are not asked for",
         "shape": "has shape",
         "rank": "has shape",
-        "dtype": "is not an adapter's",
+        "dtype": "has dtype F64, expected one of",
     },
 )
 rejected(

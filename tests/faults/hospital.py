@@ -38,7 +38,7 @@ class Hospital:
 
     @property
     def hold(self) -> Path:
-        """While this file is there, the stand-in's training does not end."""
+        """While this file is there, the stand-in's training does not end; a number in it is the first round that waits."""
         return self.socket.with_suffix(".hold")
 
     def start(self, *, real: bool = False) -> Hospital:

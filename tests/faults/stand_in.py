@@ -3,7 +3,8 @@
     python -m tests.faults.stand_in SITE_FOLDER
 
 Its trainer sends the adapter back as it came. Beside its socket NAME.sock it writes `begun` and `done` to NAME.trainings, and
-between the two it waits while NAME.hold is there: long enough for a fault to be made in the middle of a round.
+between the two it waits while NAME.hold is there: long enough for a fault to be made in the middle of a round. A number in that
+file is the first round that waits.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class HoldingTrainer:
 
         def train_round(should_stop: ShouldStop) -> Trained:
             self._note("begun")
-            while self._hold.exists():
+            while self._holds(task.round):
                 if should_stop():
                     raise FederationError("the round was stopped before its last step")
                 time.sleep(0.01)
@@ -45,6 +46,12 @@ class HoldingTrainer:
             return Trained(incoming)
 
         return train_round
+
+    def _holds(self, number: int) -> bool:
+        try:
+            return number >= int(self._hold.read_text() or 0)
+        except FileNotFoundError:
+            return False
 
     def _note(self, word: str) -> None:
         with self._notes.open("a") as file:

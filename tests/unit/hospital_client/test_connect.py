@@ -136,6 +136,11 @@ def test_another_reason_for_not_being_admitted_is_told_again(daemon):
     assert steps(node, daemon, 4) == ["refused", "refused", "connected", "stopped"]
 
 
+def test_the_same_reason_a_minute_later_is_not_told_again(daemon):
+    node = FakeNode([NotAdmitted("ended (the clock says 10:59)"), NotAdmitted("ended (the clock says 11:00)"), None])
+    assert steps(node, daemon, 3) == ["refused", "connected", "stopped"]
+
+
 def test_without_a_daemon_the_site_is_not_in_the_federation(daemon, monkeypatch):
     monkeypatch.setattr(connect, "LOOK_S", 0.0)
     monkeypatch.setattr(connect, "GRACE_S", 0.0)
