@@ -58,10 +58,15 @@ class KeptStore:
         """What was put aside for a task is the run's newest from here on. Nothing, where nothing was put aside."""
         for path in self._folder.glob(f"*/*.{task_sha256}{_ASIDE}"):
             os.replace(path, path.with_name(path.name.split(".")[0] + _ENDING))
-            rounds = self._rounds(path.parent)
-            for old in sorted(rounds)[:-ROUNDS]:
-                rounds[old].unlink(missing_ok=True)
+            self._prune(path.parent, int(path.name.split(".")[0]))
             sync_folder(path.parent)
+
+    def _prune(self, folder: Path, newest: int) -> None:
+        """Leaves the last rounds up to `newest`: later ones are of what the consortium has gone back behind."""
+        rounds = self._rounds(folder)
+        stay = sorted(number for number in rounds if number <= newest)[-ROUNDS:]
+        for number in rounds.keys() - set(stay):
+            rounds[number].unlink(missing_ok=True)
 
     def settle(self, is_stored: Callable[[str], bool]) -> None:
         """After a start: takes over what belongs to a stored result, and throws away what does not."""

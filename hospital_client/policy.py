@@ -32,6 +32,8 @@ from fedmed.privacy.events import least_cap
 from fedmed.typed import choice, number
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# Bounds of a patient's gradient. Outside of them the noise's steps, or what it is added to, leave the range of float32.
+LEAST_NORM, MOST_NORM = 1e-6, 1e6
 PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "sgd", "adam_bc")
 CLIPPINGS = ("flat", "automatic", "per_layer")
@@ -168,8 +170,10 @@ def privacy_breaches(policy: Policy, privacy: PrivacySpec) -> list[str]:
         breaches += _metrics_breaches(policy, privacy)
     if not 1 <= privacy.steps <= policy.max_local_steps:
         breaches.append(f"privacy.steps={privacy.steps}, expected 1 to {policy.max_local_steps}")
-    if privacy.records_per_patient < 1 or not privacy.max_grad_norm > 0:
-        breaches.append("privacy.records_per_patient and privacy.max_grad_norm: expected above 0")
+    if privacy.records_per_patient < 1:
+        breaches.append(f"privacy.records_per_patient={privacy.records_per_patient}, expected at least 1")
+    if not LEAST_NORM <= privacy.max_grad_norm <= MOST_NORM:
+        breaches.append(f"privacy.max_grad_norm={privacy.max_grad_norm:g}, expected {LEAST_NORM:g} to {MOST_NORM:g}")
     return breaches
 
 

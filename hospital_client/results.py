@@ -35,8 +35,9 @@ class ResultStore:
             self._kept.put_aside(kept, task_sha256)
         write_atomic(self._path(task_sha256), frame)
         self._kept.take_over(task_sha256)
-        stored = sorted(self._folder.glob("*.frame"), key=lambda path: path.stat().st_mtime_ns)
-        for path in stored[: -self._keep]:
+        # By time, but never the one just stored: the clock may have been set back, and it would be trained and charged again.
+        others = set(self._folder.glob("*.frame")) - {self._path(task_sha256)}
+        for path in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)[self._keep - 1 :]:
             path.unlink(missing_ok=True)
 
     def load(self, task_sha256: str) -> bytes | None:

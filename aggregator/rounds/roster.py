@@ -23,7 +23,7 @@ from collections.abc import Callable
 from aggregator.joining.admitted import require_own_name, why_absent
 from aggregator.rounds.backoff import Backoff
 from aggregator.rounds.exchange import Exchange, Reply
-from aggregator.watching.events import EventLog
+from aggregator.watching.events import EventLog, printable
 from fedmed.config import Experiment
 from fedmed.errors import FederationError, FedMedError
 from fedmed.messages import DescribeTask, Refusal, SiteInfo, decode, encode
@@ -150,6 +150,7 @@ class Roster:
 
     def _tell(self, site: str, reason: str) -> None:
         """One event per node and reason, however often it is asked again."""
+        reason = printable(reason)
         if (site, reason) not in self._told:
             self._told.add((site, reason))
             self._events.emit("left_out", round=0, site=site, reason=reason)

@@ -136,9 +136,13 @@ class RoundStore:
         return path.read_text(encoding="utf-8")
 
     def records(self) -> list[RoundRecord]:
-        """All rounds from 0 up to the first that is missing or broken; the newest one's tensors are those committed."""
+        """All rounds from 0 up to the first that is missing, broken or does not follow from the one before; the newest one's
+        tensors are those committed."""
         records: list[RoundRecord] = []
         while (record := self._record(len(records))) is not None:
+            # A round made anew leaves those behind it in their folders: they go on from another adapter.
+            if record.parent_sha256 != (records[-1].adapter_sha256 if records else ""):
+                break
             records.append(record)
         while records and not self._is_whole(records[-1]):  # what a run goes on from must load
             records.pop()

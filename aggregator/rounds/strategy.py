@@ -38,7 +38,7 @@ from aggregator.rounds.presence import Presence
 from aggregator.rounds.roster import Roster
 from aggregator.rounds.store import RoundRecord, RoundStore, SiteReport
 from aggregator.rounds.tasks import check_reply, make_task, plan_privacy
-from aggregator.watching.events import EventLog
+from aggregator.watching.events import EventLog, printable
 from fedmed.config import Experiment
 from fedmed.errors import FederationError, FedMedError
 from fedmed.messages import TrainResult, TrainTask, encode, sha256_hex
@@ -278,6 +278,7 @@ class Federation:
                 self._leave_out(current, site, reason)
 
     def _leave_out(self, current: _Round, site: str, reason: str) -> None:
+        reason = printable(reason)
         current.left_out[site] = reason
         self._events.emit("left_out", round=current.number, site=site, reason=reason)
 

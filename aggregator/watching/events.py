@@ -78,6 +78,11 @@ class EventLog:
             file.write(line + "\n")
 
 
+def printable(text: str) -> str:
+    """What a site said, fit for a terminal and a page: no control character, no lone surrogate, at most 500 characters."""
+    return "".join(character if character.isprintable() else "?" for character in text[:500])
+
+
 class EventReader:
     """Reads a growing event file from where the last call stopped; half a line is left for the next call."""
 

@@ -36,6 +36,7 @@ from fedmed.errors import WireError
 
 MAX_HEADER_BYTES = 1 << 24
 MAX_AXES = 8
+_TOO_MANY = 1 << 63
 # In the order that the library writes them in.
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
@@ -172,14 +173,25 @@ def _entry(key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], tuple[in
     name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(name, str) or name not in _DTYPES:
         raise WireError(f"tensor {key[:200]!r} has dtype {str(name)[:40]}, expected one of {sorted(_DTYPES)}")
-    if not (is_shape(shape) and is_shape(offsets) and len(offsets) == 2):
+    if not (is_shape(shape) and _is_place(offsets)):
         raise WireError(f"tensor {key[:200]!r} has a shape or place that is none")
     return _DTYPES[name], tuple(shape), (offsets[0], offsets[1])
 
 
 def is_shape(value: Any) -> bool:
-    """Whether `value` is a list of at most MAX_AXES whole numbers of at least 0."""
-    return isinstance(value, list) and len(value) <= MAX_AXES and all(type(size) is int and size >= 0 for size in value)
+    """Whether `value` is a list of at most MAX_AXES whole numbers of at least 0 that torch can count with."""
+    if not (
+        isinstance(value, list) and len(value) <= MAX_AXES and all(type(size) is int and size >= 0 for size in value)
+    ):
+        return False
+    return math.prod(max(1, size) for size in value) < _TOO_MANY  # an axis of 0 hides no other that torch cannot hold
+
+
+def _is_place(value: Any) -> bool:
+    """Whether `value` is a pair of whole numbers of at least 0."""
+    return (
+        isinstance(value, list) and len(value) == 2 and all(type(end) is int and 0 <= end < _TOO_MANY for end in value)
+    )
 
 
 def _view(data: memoryview, dtype: torch.dtype) -> Tensor:

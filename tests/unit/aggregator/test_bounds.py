@@ -15,6 +15,7 @@ from aggregator.aggregation.reference import distance, weight_changes
 from aggregator.aggregation.run import Aggregation
 from aggregator.methods import METHODS, get_method
 from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec, TrainTask
+from fedmed.models.kinds import kind_of
 from fedmed.training.optimizers import make_optimizer
 from tests.helpers_adapters import adapter, experiment_of, moved
 
@@ -246,3 +247,16 @@ def test_the_reach_leaves_room_for_what_the_wire_rounds_off(dtype):
     }
     norm = measure_change(sent, rounded, SCALE, product_alone=False).norm()
     assert norm <= reach_bound(Start.of(sent, list(sent)), task_of(still, NONE, dtype=dtype), 1.0, product_alone=False)
+
+
+@pytest.mark.parametrize("large", [1e4, 1e6, 1e8, 1e12, 1e15])
+def test_no_basis_hides_a_change_where_the_product_alone_counts(large):
+    sent = adapter(0)
+    update = moved(sent, get_method("flora").returned(1), 3)
+    hidden = {
+        key: tensor * (large if key.endswith(("_B", "B.weight")) else 1 / large) for key, tensor in update.items()
+    }
+    hidden |= {key: tensor for key, tensor in update.items() if not kind_of(key).startswith("lora")}
+    plain = measure_change(sent, update, SCALE, product_alone=True).norm()
+    assert measure_change(sent, hidden, SCALE, product_alone=True).norm() >= plain * (1 - 1e-5)
+    assert squared_distance(sent, hidden, SCALE, product_alone=True) >= plain**2 * (1 - 1e-5)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aggregator.watching.events import EventLog, EventReader, read_events
+from aggregator.watching.events import EventLog, EventReader, printable, read_events
 
 
 def test_events_come_back_in_order(tmp_path):
@@ -47,3 +47,9 @@ def test_a_line_whose_writer_died_is_skipped(tmp_path):
     path.write_bytes(path.read_bytes() + b'{"time": 1, "ki')
     EventLog(path).emit("finished")
     assert [event["kind"] for event in read_events(path)] == ["waiting", "finished"]
+
+
+def test_what_a_site_says_reaches_a_terminal_without_control_characters():
+    said = printable("no room\x1b[2J\ud800\n" + "é" * 1000)
+    assert said.startswith("no room?[2J??é") and len(said) == 500
+    said.encode()

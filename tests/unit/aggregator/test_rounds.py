@@ -117,3 +117,14 @@ def test_equal_states_have_equal_files(tmp_path):
     one, two = filled(tmp_path / "a", 2), filled(tmp_path / "b", 2)
     assert one.last().adapter_sha256 == two.last().adapter_sha256
     assert os.listdir(tmp_path / "a" / "001") == os.listdir(tmp_path / "b" / "001")
+
+
+def test_rounds_that_followed_a_broken_one_do_not_come_back_when_it_is_made_again(tmp_path):
+    store = filled(tmp_path / "rounds", 4)
+    (tmp_path / "rounds" / "001" / "round.json").write_text("{")
+    assert store.last().round == 0
+    store.commit(record(1), state(9.0))
+    assert store.last().round == 1
+    store.commit(record(2), state(10.0))
+    assert [item.round for item in store.records()] == [0, 1, 2]
+    assert torch.equal(store.state(2)["m.lora_A.weight"], state(10.0)["m.lora_A.weight"])
