@@ -47,7 +47,10 @@ def test_every_method_can_be_asked_for(name):
     ("overrides", "said"),
     [
         (["federation.method=fedavg2"], "federation.method='fedavg2'"),
-        (["federation.site_ranks.north=4"], "federation.site_ranks: fedavg averages tensors"),
+        (
+            ["federation.method=fedavg", "federation.site_ranks.north=4"],
+            "federation.site_ranks: fedavg averages tensors",
+        ),
         (["lora.core=true"], "lora.core=true: expected false"),
         (["federation.method=fed_sb"], "lora.core=false: expected true"),
         (["federation.method=fedsa_lora"], "registry.promote=true: expected false"),
@@ -58,7 +61,12 @@ def test_every_method_can_be_asked_for(name):
             "federation.server.name=fedadam: expected none",
         ),
         (
-            ["federation.robust.rule=median", "federation.weighting=equal", "federation.quorum=3"],
+            [
+                "federation.robust.rule=median",
+                "federation.weighting=equal",
+                "federation.quorum=3",
+                "federation.method=fedavg",
+            ],
             "federation.robust.rule=median: expected multi_krum or none",
         ),
         (

@@ -29,7 +29,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, finished_run: FinishedRun) 
 
 
 def test_it_has_what_the_issue_asks(report: dict[str, Any]) -> None:
-    assert report["transport"] == "grpc" and report["method"] == "fedavg" and report["wall_s"] == 123.5
+    assert report["transport"] == "grpc" and report["method"] == "ffa_lora" and report["wall_s"] == 123.5
     assert (report["zero_shot_accuracy"], report["final_accuracy"], report["majority_accuracy"]) == (0.5, 0.8, 0.5)
     assert report["registry"] == {"name": "fedmed", "version": 3, "alias": "champion", "run_id": "abc"}
     assert len(report["base_model"]["sha256"]) == 64 and report["served"] == SERVED

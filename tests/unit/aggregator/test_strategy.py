@@ -27,7 +27,9 @@ def settings(*overrides: str) -> Experiment:
     # The fake sites step by whole numbers; the bounds are such that honest sites could.
     bounds = ["training.learning_rate=10", "federation.norm_bound=100"]
     fixed = [*bounds, "privacy.noise_multiplier=1.0", "training.rounds=2", "federation.join_timeout_s=0.3"]
-    return load_experiment("demo", [*fixed, "partition.sites=[north,harbour,valley]", *overrides])
+    return load_experiment(
+        "demo", [*fixed, "federation.method=fedavg", "partition.sites=[north,harbour,valley]", *overrides]
+    )
 
 
 def initial() -> dict[str, torch.Tensor]:
