@@ -2,6 +2,7 @@
 
     python -m benchmarks.methods --json                          the table of the runs in docs/data/methods.jsonl
     python -m benchmarks.methods --run tune core grid            does what is missing there, then the table
+    python -m benchmarks.methods --run grid --arms ffa_lora      all cells for an arm that was not among the best
     python -m benchmarks.methods --quick --json                  a few small runs from scratch, within a minute
 
 A run is a whole federation in one process (benchmarks/in_process.py): the sites' own code and ledgers, one loaded base model.
@@ -53,13 +54,13 @@ def main() -> None:
 
 
 def jobs_of(stage: str, rows: Sequence[Row], arms: Sequence[str]) -> Iterable[Job]:
-    """The runs of a stage, given what the stages before it found."""
+    """The runs of a stage, given what the stages before it found. `arms`: empty for all, and in the grid for the best."""
     if stage == "tune":
-        return list(tuning_jobs(arms))
+        return list(tuning_jobs(arms or list(ARMS)))
     rates = best_rates(rows)
     if stage == "core":
-        return list(final_jobs(arms, CORE, rates))
-    leaders = best_arms(rows)
+        return list(final_jobs(arms or list(ARMS), CORE, rates))
+    leaders = {private: list(arms) for private in (True, False)} if arms else best_arms(rows)
     return [
         job
         for private in (True, False)
@@ -221,7 +222,7 @@ def _commit() -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs="+", choices=["tune", "core", "grid"], default=[])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=[])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="two arms, two short rounds, into no file")
