@@ -74,7 +74,7 @@ def serve(run_dir: Path, exchange: Exchange) -> None:
         with locks.hold(run_dir / locks.SERVER_LOCK, "another server app", wait_s=ORPHAN_S):
             (run_dir / ALIVE_FILE).unlink(missing_ok=True)  # of one that was killed
             _serve(run_dir, exchange, EventLog(run_dir / EVENTS_FILE), handler.baseFilename)
-    except Exception:
+    except Exception:  # _serve has named it in events.jsonl; its traceback is kept here
         log.exception("the run did not finish")
         raise
     finally:

@@ -45,7 +45,7 @@ def _repeat(work: Callable[[], None], every_s: float, stop: threading.Event) -> 
         try:
             work()
             failed = False
-        except Exception:
+        except Exception:  # what fails now, disk or SuperLink, may answer at the next look
             if not failed:
                 log.warning("the lookout cannot look", exc_info=True)
             failed = True
