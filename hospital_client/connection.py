@@ -36,6 +36,7 @@ from pathlib import Path
 from cryptography import x509
 
 from fedmed.errors import AdmissionError, ConfigError
+from fedmed.files import write_atomic
 from fedmed.kit import KEY, PUBLIC, ROOT, Kit, address_problems
 from fedmed.node_keys import (
     PrivateKey,
@@ -48,7 +49,6 @@ from fedmed.node_keys import (
     write_secret,
 )
 from fedmed.typed import parse_file
-from hospital_client.files import write_atomic
 from hospital_client.settings import load_site
 
 SETTINGS, NEXT_KEY, NEXT_PUBLIC, AUDIT = "connection.yaml", "next.key", "next.pub", "audit.jsonl"

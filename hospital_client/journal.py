@@ -27,8 +27,8 @@ import os
 from typing import Any
 
 from fedmed.errors import LedgerError
+from fedmed.files import append, create, cut, sync_folder
 from hospital_client.chain import Line, seal
-from hospital_client.files import append, create, cut, sync_folder
 from hospital_client.witness import JournalFiles, reconcile
 
 

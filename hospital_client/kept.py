@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hospital_client.files import sync_folder, write_atomic
+from fedmed.files import sync_folder, write_atomic
 
 ROUNDS = 2
 _ENDING = ".safetensors"

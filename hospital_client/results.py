@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedmed.errors import WireError
+from fedmed.files import write_atomic
 from fedmed.messages import TrainResult, decode
-from hospital_client.files import write_atomic
 from hospital_client.kept import Kept, KeptStore
 
 KEEP = 4

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from fedmed.config import CONFIG_DIR
 from fedmed.errors import ConfigError, FedMedError
+from fedmed.files import sync_folder, write_atomic
 from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
 from fedmed.typed import parse_file
-from hospital_client.files import sync_folder, write_atomic
 from hospital_client.journal import create_journal
 from hospital_client.policy import Policy
 from hospital_client.settings import KEY_BYTES, SiteFolder, SiteSettings, load_site, local_place

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from aggregator.registry.base import KEY_TAG, MANIFEST_TAG, RUN_TAG, Metric, RunInfo, Version, find, parse_reference
+from aggregator.registry.database import create_database
 from aggregator.registry.exclusive import claimed, locked_file
 from aggregator.registry.fetching import fetched_folder
 from aggregator.registry.model_folder import MANIFEST, file_sha256, verify_model
@@ -168,7 +169,7 @@ class MlflowRegistry:
         if self._made is None:
             _configure_mlflow()
             if (database := _sqlite_path(self.uri)) is not None:
-                database.parent.mkdir(parents=True, exist_ok=True)
+                create_database(database)
             from mlflow import MlflowClient
 
             self._made = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
