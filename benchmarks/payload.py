@@ -25,9 +25,11 @@ from typing import Any
 
 import psutil
 
+from aggregator.rounds.store import RoundStore
 from aggregator.runs.processes import ProcessGroup
 from benchmarks.round_overhead import ROOT, fedmed
 from benchmarks.round_overhead_adapter import COLUMNS, LAYERS_KEY, ROWS
+from fedmed.errors import FederationError
 
 LAYER_BYTES = 2 * 4 * ROWS * COLUMNS
 ROUNDS = 2
@@ -66,8 +68,16 @@ def passed(layers: int) -> tuple[dict[str, int], list[float]]:
         folder.mkdir()
         with watched() as peaks:
             seconds = fedmed(group, folder, ROUNDS, ("north",))
+        require_travelled(folder / "rounds", layers * LAYER_BYTES)
     print(f"{layers} layers: {peaks}, {seconds} s", file=sys.stderr, flush=True)
     return peaks, seconds
+
+
+def require_travelled(rounds: Path, payload: int) -> None:
+    """Raises FederationError when a round took fewer bytes down or up than the payload has."""
+    for record in RoundStore(rounds).records()[1:]:
+        if (least := min(record.bytes_down, record.bytes_up)) < payload:
+            raise FederationError(f"round {record.round} carried {least} bytes: this is no measurement of {payload}")
 
 
 @contextmanager

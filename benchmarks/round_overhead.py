@@ -114,6 +114,7 @@ def fedmed(group: ProcessGroup, folder: Path, rounds: int, sites: Sequence[str] 
     experiment = load_experiment(
         "demo",
         [
+            "federation.method=fedavg",  # the whole adapter travels both ways, as in the stock app
             f"partition.sites=[{','.join(sites)}]",
             f"federation.quorum={len(sites)}",
             f"training.rounds={rounds}",

@@ -99,11 +99,11 @@ def run_stock(point: Point, layers: int, grid: MemoryGrid, folder: Path) -> None
 
 
 def settings(point: Point) -> Experiment:
-    """The experiment of FedMed's side."""
+    """The experiment of FedMed's side; fedavg, whose sites return the whole adapter as stock Flower's do, unless told otherwise."""
     names = [f"site-{number}" for number in range(1, point.sites + 1)]
     fixed = [f"partition.sites=[{','.join(names)}]", f"federation.quorum={point.sites}", f"training.rounds={ROUNDS}"]
     noise = ["privacy.noise_multiplier=2.0", f"lora.rank={RANK}", "federation.deadline_s=3000"]
-    return load_experiment("demo", [*fixed, *noise, *point.overrides])
+    return load_experiment("demo", ["federation.method=fedavg", *fixed, *noise, *point.overrides])
 
 
 def adapter(layers: int, experiment: Experiment) -> State:

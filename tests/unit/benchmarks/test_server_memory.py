@@ -7,7 +7,7 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 from benchmarks.server_memory import fits
-from benchmarks.server_memory_point import LAYER_BYTES, Point, peak_bytes, reset_peak, run
+from benchmarks.server_memory_point import LAYER_BYTES, Point, peak_bytes, reset_peak, run, settings
 
 LAYERS = 16
 
@@ -35,3 +35,8 @@ def test_fedmed_holds_no_more_with_more_sites_and_stock_every_reply(tmp_path: Pa
 def test_stock_is_not_run_where_it_does_not_fit() -> None:
     assert fits(1, 1.0)
     assert not fits(1000, 1e6)
+
+
+def test_the_whole_adapter_travels_unless_another_method_is_asked_for() -> None:
+    assert settings(Point("fedmed", 3, 1.0)).federation.method == "fedavg"
+    assert settings(Point("fedmed", 3, 1.0, ("federation.method=rolora",))).federation.method == "rolora"
