@@ -6,7 +6,6 @@ wrong, what to do) and the exit code of its error class, never in a traceback.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +15,9 @@ from rich.console import Console
 from aggregator.joining.provision_cli import provision_app, superlink
 from aggregator.methods import load_federation
 from aggregator.privacy.privacy_cli import privacy_app
+from fedmed import command_line
 from fedmed.config import load_experiment, to_dict
-from fedmed.errors import FederationError, FedMedError
+from fedmed.errors import FederationError, ModelError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -165,7 +165,7 @@ def base_hash(name: str) -> None:
 
     path = checkpoint_path(name)
     if path is None:
-        raise FedMedError(f"base model {name!r} is not on this disk", "give a local folder, or download it first")
+        raise ModelError(f"base model {name!r} is not on this disk", "give a local folder, or download it first")
     typer.echo(checkpoint_sha256(path))
 
 
@@ -235,20 +235,7 @@ def registry_replay(run_folder: Path, uri: RegistryUri = "", runs_dir: RunsDir =
 
 def main() -> None:
     """Entry point of `fedmed`."""
-    try:
-        app()
-    except FedMedError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        typer.echo("stopped; everything that this command started has been ended", err=True)
-        sys.exit(130)
-
-
-def _fail(error: FedMedError) -> None:
-    typer.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        typer.echo(f"  hint: {error.hint}", err=True)
-    sys.exit(error.exit_code)
+    command_line.run(app)
 
 
 if __name__ == "__main__":

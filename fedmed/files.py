@@ -1,27 +1,48 @@
 """Files that are on disk for good when a call returns: whole or not at all, and appended or not at all.
 
-    write_atomic(path, data)     a new content, by rename          create(path)     an empty file, mode 0600
-    append(fd, data)             the next bytes of an open file
+    write_atomic(path, data)     a new content, by rename           create(path)     an empty file
+    write_new(path, data)        a file that was not there          append(fd, data) the next bytes of an open file
+    write_json(path, value)      a small JSON file, by rename
 
-Each of them asks the disk (fsync), for new names in a folder also the folder.
+Each of them asks the disk (fsync), for new names in a folder also the folder. `data` is bytes, or pieces of them one after the
+other; `mode` is PRIVATE, for JSON READABLE, unless said otherwise. All raise OSError for a disk that does not take it.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
+
+Data: TypeAlias = bytes | Iterable[bytes | memoryview]
+
+PRIVATE, READABLE = 0o600, 0o644
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Puts `data` at `path` (mode 0600) whole or not at all, on disk for good when it returns."""
+def write_atomic(path: Path, data: Data, mode: int = PRIVATE) -> None:
+    """Puts `data` at `path` whole or not at all."""
     part = path.with_name(path.name + ".part")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    part.unlink(missing_ok=True)  # of a process that died, perhaps with another mode
+    write_new(part, data, mode)
     os.replace(part, path)
     sync_folder(path.parent)
+
+
+def write_new(path: Path, data: Data, mode: int = PRIVATE) -> None:
+    """A file that was not there. Raises FileExistsError; the file may be torn when another OSError is raised."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.writelines([data] if isinstance(data, bytes) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: object, mode: int = READABLE) -> None:
+    """Sorted and indented. Raises ValueError for a number that JSON does not have."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write_atomic(path, text.encode(), mode)
 
 
 def create(path: Path) -> None:

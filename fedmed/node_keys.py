@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import stat
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedmed.errors import AdmissionError
+from fedmed.files import write_new
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
@@ -106,15 +106,11 @@ def read_private(path: Path) -> PrivateKey:
 def write_secret(path: Path, data: bytes) -> None:
     """A new file with mode 0600. Raises AdmissionError when there is one: a key is never overwritten."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_new(path, data)
     except FileExistsError:
         raise AdmissionError(f"{path} exists, expected no key there: a key is never overwritten") from None
     except OSError as error:
         raise AdmissionError(f"{path} cannot be written: {error.strerror}") from None
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read(path: Path) -> bytes:

@@ -25,7 +25,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmed import plan_cli
+from fedmed import command_line, plan_cli
+from fedmed.command_line import print_error
 from fedmed.errors import FedMedError
 from fedmed.plan_cli import (
     Delta,
@@ -55,18 +56,7 @@ app.command()(connect_cli.connect)
 
 def main() -> None:
     """Entry point of `fedmed-site`."""
-    try:
-        app()
-    except FedMedError as error:
-        print_error(error)
-        sys.exit(error.exit_code)
-
-
-def print_error(error: FedMedError) -> None:
-    """What is wrong, and what to do, on stderr."""
-    typer.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        typer.echo(f"  hint: {error.hint}", err=True)
+    command_line.run(app)
 
 
 @app.command()

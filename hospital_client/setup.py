@@ -6,7 +6,6 @@ create_site(Path("north"), {"name": "north", "data": "..."}, {"epsilon_budget": 
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import typing
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from fedmed.config import CONFIG_DIR
 from fedmed.errors import ConfigError, FedMedError
-from fedmed.files import sync_folder, write_atomic
+from fedmed.files import write_atomic, write_new
 from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
 from fedmed.typed import parse_file
 from hospital_client.journal import create_journal
@@ -121,9 +120,5 @@ def own_base_models(root: Path) -> list[str]:
 
 def _write(path: Path, data: bytes) -> Path:
     """A new file, on disk for good: a site whose key a power cut took could never verify its ledger again."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
+    write_new(path, data)
     return path

@@ -30,6 +30,7 @@ from aggregator.joining.admitted import NODES
 from aggregator.joining.provision import Consortium
 from aggregator.joining.register import Entry
 from fedmed.errors import FederationError
+from fedmed.files import READABLE, write_atomic
 from fedmed.node_keys import public_pem
 
 _GONE = "unregistered"
@@ -139,6 +140,4 @@ def _replace_all(consortium: Consortium, entries: Iterable[Entry]) -> None:
 def _write_nodes(root: Path, nodes: dict[str, str]) -> None:
     path, text = root / NODES, json.dumps(nodes, sort_keys=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        part = path.with_name(NODES + ".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write_atomic(path, text.encode(), READABLE)

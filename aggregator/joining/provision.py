@@ -20,7 +20,6 @@ DIR (0700, all private files 0600)
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -33,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from aggregator.joining import certificates
 from aggregator.joining.register import Entry, Register
 from fedmed.errors import AdmissionError, ConfigError
+from fedmed.files import PRIVATE, write_atomic, write_json
 from fedmed.kit import SITE_NAME, Kit, write_kit
 from fedmed.node_keys import fingerprint, new_private_key, private_file, public_line, read_public, write_secret
 
@@ -102,9 +102,9 @@ def init(
     consortium = Consortium(root, Settings(tuple(hosts), fleet_port, days))
     write_secret(root / "ca.key", certificates.key_pem(authority.key))
     write_secret(consortium.key, certificates.key_pem(key))
-    _replace(consortium.ca, certificates.certificate_pem(authority.certificate))
-    _replace(consortium.certificate, certificates.certificate_pem(certificate))
-    _replace(root / SETTINGS, (json.dumps(asdict(consortium.settings), indent=2) + "\n").encode())
+    write_atomic(consortium.ca, certificates.certificate_pem(authority.certificate))
+    write_atomic(consortium.certificate, certificates.certificate_pem(certificate))
+    write_json(root / SETTINGS, asdict(consortium.settings), PRIVATE)
     return consortium
 
 
@@ -168,10 +168,10 @@ def renew(
     )
     # A running SuperLink takes the two files when they belong together, so no moment between them matters.
     if new_key:
-        _replace(consortium.key, certificates.key_pem(key))
-    _replace(consortium.certificate, certificates.certificate_pem(certificate))
+        write_atomic(consortium.key, certificates.key_pem(key))
+    write_atomic(consortium.certificate, certificates.certificate_pem(certificate))
     settings = Settings(names, consortium.settings.fleet_port, consortium.settings.days)
-    _replace(consortium.root / SETTINGS, (json.dumps(asdict(settings), indent=2) + "\n").encode())
+    write_json(consortium.root / SETTINGS, asdict(settings), PRIVATE)
     return certificate
 
 
@@ -216,11 +216,3 @@ def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise AdmissionError(f"{path} is not an elliptic curve key", "bring the right one back")
     return key
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Whole or not at all, mode 0600."""
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
-    write_secret(part, data)
-    os.replace(part, path)

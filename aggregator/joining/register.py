@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmed.errors import AdmissionError
+from fedmed.files import append
 from fedmed.node_keys import PublicKey, fingerprint, parse_public, public_line
 
 VALID, REPLACED, REVOKED = "valid", "replaced", "revoked"
@@ -134,9 +135,7 @@ class Register:
             "reason": reason,
         }
         with self.path.open("ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            append(file.fileno(), json.dumps(line).encode() + b"\n")
 
 
 def _replay(content: bytes, path: Path) -> list[Entry]:

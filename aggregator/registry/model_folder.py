@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmed.errors import RegistryError
+from fedmed.files import write_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -50,9 +51,7 @@ def write_manifest(folder: Path, lineage: Mapping[str, Any]) -> dict[str, Any]:
     names = sorted(_data_files(folder))
     files = {name: file_sha256(folder / name) for name in names}
     manifest = {"schema_version": SCHEMA_VERSION, **lineage, "files": files}
-    part = folder / (MANIFEST + ".part")
-    part.write_text(json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    part.replace(folder / MANIFEST)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 

@@ -37,6 +37,7 @@ from aggregator.registry.publish import publish, read_experiment
 from aggregator.registry.story import open_run, round_points
 from aggregator.rounds.store import RoundStore
 from fedmed.errors import FederationError
+from fedmed.files import append
 
 VERSION = "version"
 _ROUND = "round/"
@@ -91,8 +92,7 @@ class Outbox:
                 size = os.fstat(descriptor).st_size
                 if size and os.pread(descriptor, 1, size - 1) != b"\n":
                     data = b"\n" + data  # the last writer died in the middle of a line
-                os.write(descriptor, data)
-                os.fsync(descriptor)
+                append(descriptor, data)
             finally:
                 os.close(descriptor)
         except OSError as error:

@@ -30,6 +30,7 @@ from aggregator.rounds.store import RoundRecord, RoundStore, SiteReport
 from aggregator.watching.events import read_events
 from fedmed.config import Experiment, Privacy
 from fedmed.errors import FederationError
+from fedmed.files import READABLE, write_atomic, write_json
 
 if TYPE_CHECKING:
     from fedmed.metrics.scores import Scores
@@ -132,20 +133,14 @@ def lineage_facts(run_dir: Path, experiment: Experiment) -> dict[str, Any]:
 
 def write_json_report(report: Mapping[str, Any], path: Path) -> None:
     """report.json, replaced in one step."""
-    _replace(path, json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_json(path, report)
 
 
 def write_html(report: Mapping[str, Any], path: Path) -> None:
     """report.html, self-contained, replaced in one step."""
     from aggregator.reports.page import render_page
 
-    _replace(path, render_page(report))
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_atomic(path, render_page(report).encode(), READABLE)
 
 
 def _read_run(run_dir: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmed.errors import FederationError
+from fedmed.files import READABLE, sync_folder, write_atomic, write_new
 from fedmed.messages import sha256_of
 from fedmed.metrics.scores import Scores
 
@@ -130,9 +131,8 @@ class RoundStore:
         """`name` with eight random digits, drawn at the first call: a run started anew is another run to the sites."""
         path = self.folder / "run_id"
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / ".run_id", [f"{name}-{secrets.token_hex(4)}".encode()])
-            os.replace(self.folder / ".run_id", path)
+            self._make_folder()
+            write_atomic(path, f"{name}-{secrets.token_hex(4)}".encode(), READABLE)
         return path.read_text(encoding="utf-8")
 
     def records(self) -> list[RoundRecord]:
@@ -237,7 +237,7 @@ class RoundStore:
             )
 
     def _publish(self, number: int, files: Mapping[str, Sequence[bytes | memoryview]]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         for torn in self.folder.glob(".new-*"):
             shutil.rmtree(torn)
         if self._path(number).exists():  # `commit` found it broken
@@ -245,10 +245,14 @@ class RoundStore:
         new = self.folder / f".new-{number:03d}"
         new.mkdir()
         for name, data in files.items():
-            _write(new / name, data)
-        _sync(new)
+            write_new(new / name, data, READABLE)
         os.rename(new, self._path(number))
-        _sync(self.folder)
+        sync_folder(self.folder)
+
+    def _make_folder(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.folder.parent)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:03d}"
@@ -275,19 +279,3 @@ class RoundStore:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
-    with path.open("wb") as file:
-        file.writelines(pieces)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Makes the folder's entries last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

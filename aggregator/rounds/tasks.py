@@ -15,12 +15,16 @@ A reply counts when every line of this table holds.
 |                        | adapter's trained part; all finite                                    |
 | num_patients           | 0 to MAX_PATIENTS: it is the weight, 0 where the site does not tell   |
 | noisy counts           | within MAX_PATIENTS of 0, and 0 where the task asked for none         |
+| steps                  | those of the task                                                     |
+| dataset_fingerprint    | a SHA-256: it goes to the registry and the report                     |
+| epsilons, delta        | numbers that they can be                                              |
 | one reply per site     | the exchange yields one per node, the roster holds one node per site  |
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -39,6 +43,7 @@ from fedmed.privacy.calibration import plan_noise
 # More patients than the largest hospital groups hold: such a weight would silence every other site.
 MAX_PATIENTS = 10_000_000
 PAYLOAD_SLACK_BYTES = 1 << 20
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def plan_privacy(experiment: Experiment) -> PrivacySpec:
@@ -167,6 +172,17 @@ def check_reply(
         raise FederationError(f"refused ({result.code}): {result.message}")
     if not isinstance(result, TrainResult):
         raise FederationError(f"answered with {result.type}, expected train_result")
+    _check_fields(result, task, task_sha256, site)
+    limit = sum(4 * tensor.numel() for tensor in expected.values()) + PAYLOAD_SLACK_BYTES
+    if len(payload) > limit:
+        raise FederationError(f"the adapter has {len(payload)} bytes, expected at most {limit}")
+    update = decode_state(payload, task.dtype)
+    check_layout(update, expected)
+    return result, add_change(sent, update) if sends_changes(task.dtype) else update
+
+
+def _check_fields(result: TrainResult, task: TrainTask, task_sha256: str, site: str) -> None:
+    """Everything that a result says of itself; raises FederationError for the first line that does not hold."""
     found, right = (result.run, result.round, result.site), (task.run, task.round, site)
     if found != right:
         raise FederationError(f"answered for run, round, site {found}, expected {right}")
@@ -179,9 +195,14 @@ def check_reply(
         raise FederationError(
             f"noisy counts {result.noisy_correct:g} and {result.noisy_patients:g}: expected within {most} of 0"
         )
-    limit = sum(4 * tensor.numel() for tensor in expected.values()) + PAYLOAD_SLACK_BYTES
-    if len(payload) > limit:
-        raise FederationError(f"the adapter has {len(payload)} bytes, expected at most {limit}")
-    update = decode_state(payload, task.dtype)
-    check_layout(update, expected)
-    return result, add_change(sent, update) if sends_changes(task.dtype) else update
+    if result.steps != task.privacy.steps:
+        raise FederationError(f"took {result.steps} steps, expected {task.privacy.steps}")
+    if not _SHA256.fullmatch(result.dataset_fingerprint):
+        raise FederationError(
+            f"dataset_fingerprint={result.dataset_fingerprint[:80]!r}: expected 64 hexadecimal digits"
+        )
+    for name, value in (("epsilon", result.epsilon), ("epsilon_total", result.epsilon_total)):
+        if value < 0 and value != -1:  # -1 stands for infinity on the wire
+            raise FederationError(f"{name}={value:g}: expected 0 or more, or -1 where a round had no privacy")
+    if not 0 <= result.delta < 1:
+        raise FederationError(f"delta={result.delta:g}: expected 0 to 1")

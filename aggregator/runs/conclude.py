@@ -17,11 +17,12 @@ from aggregator.registry import open_registry
 from aggregator.registry.outbox import Outbox, deliver
 from aggregator.registry.publish import build_model
 from aggregator.reports.report import build_report, write_html
-from aggregator.runs.prepare import read_run, write_json
+from aggregator.runs.prepare import read_run
 from aggregator.runs.processes import ProcessGroup
 from aggregator.serving.ask import ask_served_model
 from aggregator.watching.live import print_summary
 from fedmed.errors import RegistryError
+from fedmed.files import write_json
 
 
 def conclude_run(folder: Path, console: Console, *, may_register: bool = True) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.partition import partition
 from fedmed.data.sources import load_source
 from fedmed.errors import FederationError
+from fedmed.files import write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +86,6 @@ def read_run(folder: Path) -> tuple[Experiment, dict[str, Any]]:
             "name one that `fedmed run` made, such as runs/demo; one that was cut off before its data was written is run anew",
         ) from None
     return experiment, run
-
-
-def write_json(path: Path, value: object) -> None:
-    """A small JSON file, replaced in one step."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    part.replace(path)
 
 
 def _first_free(folder: Path) -> Path:

@@ -40,6 +40,7 @@ from aggregator.runs.supervise import Target, see_through
 from aggregator.watching.live import LiveView
 from fedmed.config import Experiment
 from fedmed.errors import FederationError
+from fedmed.files import write_json
 
 
 def run_experiment(
@@ -66,7 +67,7 @@ def run_experiment(
     with hold(folder / COMMAND_LOCK, "another command"):
         data = prepare.write_data(experiment, folder, with_sites=not superlink)
         run = {"key": prepare.new_run_key(experiment), "data_source": data.source, "notes": list(data.notes)}
-        prepare.write_json(folder / "run.json", run)
+        write_json(folder / "run.json", run)
         for note in data.notes:
             console.print(f"data: {note}", highlight=False, soft_wrap=True)
         return _run_to_the_end(experiment, folder, console, Target(superlink, root_certificates))
@@ -117,7 +118,7 @@ def _run_to_the_end(experiment: Experiment, folder: Path, console: Console, targ
             see_through(folder, target, view, also=mirror.handle)
     _, run = prepare.read_run(folder)
     federation_s = run.get("federation_s", 0.0) + time.monotonic() - started
-    prepare.write_json(folder / "run.json", run | {"federation_s": federation_s})
+    write_json(folder / "run.json", run | {"federation_s": federation_s})
     return _conclude(folder, console, may_register=not mirror.stuck)
 
 

@@ -38,6 +38,7 @@ from fedmed.data.images import MAX_IMAGE_BYTES, ImageFolder, is_readable, open_i
 from fedmed.data.manifest_line import MANIFEST_NAME, format_line, line_error, parse_line
 from fedmed.data.schema import Example, ImageRef
 from fedmed.errors import DataError
+from fedmed.files import sync_folder
 
 MAX_LINE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -232,11 +233,7 @@ class _Writer:
 
     def commit(self) -> None:
         self._part.rename(self._folder / MANIFEST_NAME)
-        handle = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(self._folder)
 
     def discard(self) -> None:
         for path in [self._part, *(self._folder / "images").glob("[0-9]" * 6 + "*.[jp][pn]g")]:

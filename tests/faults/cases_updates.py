@@ -112,6 +112,16 @@ rejected(
         "absurd patients": "num_patients=1000000000: expected 0 to 10000000",
     },
 )
+rejected(
+    13,
+    "a site claims other steps than it was asked for, a fingerprint that is none, a negative epsilon",
+    {
+        "fewer steps": "took 0 steps, expected",
+        "long fingerprint": "expected 64 hexadecimal digits",
+        "negative epsilon": "epsilon_total=-0.5: expected 0 or more",
+    },
+    part="claims",
+)
 rejected(14, "a site answers with an adapter of 64 MB", {"too large": "bytes, expected at most"}, part="update")
 rejected(15, "a site's answer arrives damaged", {"damaged": "is damaged"}, part="update")
 rejected(

@@ -85,6 +85,9 @@ MISDEEDS: dict[str, Callable[[TrainResult, Tensors], bytes]] = {
     "other protocol": other_protocol,
     "other name": result_with(site="north"),
     "other round": result_with(round=1),
+    "fewer steps": result_with(steps=0),
+    "long fingerprint": result_with(dataset_fingerprint="x" * 100_000),
+    "negative epsilon": result_with(epsilon_total=-0.5),
 }
 
 

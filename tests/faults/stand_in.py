@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+from fedmed.command_line import print_error
 from fedmed.data.manifest import Manifest
 from fedmed.errors import FederationError, FedMedError
 from fedmed.messages import TrainTask
-from hospital_client.cli import print_error
 from hospital_client.daemon import run_daemon
 from hospital_client.release import Trained
 from hospital_client.settings import SiteFolder, load_site

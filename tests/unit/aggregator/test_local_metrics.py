@@ -98,6 +98,29 @@ def test_counts_that_nobody_asked_for_or_absurd_ones_leave_the_site_out(
     assert reason in record.left_out["north"]
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"steps": 0}, "took 0 steps, expected 10"),
+        ({"dataset_fingerprint": "x" * 100_000}, "'" + "x" * 80 + "': expected 64 hexadecimal digits"),
+        ({"dataset_fingerprint": "0" * 64 + "\n"}, "expected 64 hexadecimal digits"),
+        ({"epsilon": -0.5}, "epsilon=-0.5: expected 0 or more"),
+        ({"epsilon_total": -2.0}, "epsilon_total=-2: expected 0 or more"),
+        ({"delta": 1.0}, "delta=1: expected 0 to 1"),
+    ],
+)
+def test_claims_that_no_site_of_ours_makes_leave_it_out(tmp_path: Path, change: dict, reason: str) -> None:
+    sites = [FakeSite("north", 100), FakeSite("valley", 900)]
+    record = run(tmp_path, sites, "federation.quorum=1", "training.local_steps=10", change=change)
+    assert reason in record.left_out["north"]
+
+
+def test_a_round_without_privacy_is_told_as_such(tmp_path: Path) -> None:
+    sites = [FakeSite("north", 100), FakeSite("valley", 900)]
+    record = run(tmp_path, sites, change={"epsilon": -1.0, "epsilon_total": -1.0})
+    assert not record.left_out
+
+
 def test_replies_are_timed_here(tmp_path: Path) -> None:
     record = run(tmp_path, [FakeSite("north", 100, delay_s=0.05), FakeSite("valley", 100)])
     assert record.reply_seconds == max(reply.reply_seconds for reply in record.replies) >= 0.05

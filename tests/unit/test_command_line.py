@@ -1,0 +1,70 @@
+"""What ends a command-line tool, as its user sees it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedmed import command_line
+from fedmed.errors import DataError
+
+
+def raising(error: BaseException):
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "lines", "code"),
+    [
+        (DataError("a is 3, expected 4", "set a"), ["error: a is 3, expected 4", "  hint: set a"], DataError.exit_code),
+        (
+            PermissionError(13, "Permission denied", "/srv/x"),
+            [
+                "error: /srv/x: Permission denied",
+                "  hint: make room or mend the permissions, then give the command again",
+            ],
+            1,
+        ),
+        (
+            OSError(28, "No space left on device"),
+            ["error: No space left on device", "  hint: mend it, then give the command again"],
+            1,
+        ),
+        (KeyboardInterrupt(), ["stopped; everything that this command started has been ended"], 130),
+    ],
+)
+def test_a_fault_that_a_person_can_mend_is_two_lines(
+    capsys: pytest.CaptureFixture[str], error: BaseException, lines: list[str], code: int
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(raising(error))
+    assert ended.value.code == code
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        command_line.run(raising(ZeroDivisionError("x")))
+
+
+def test_a_folder_that_cannot_be_made_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [
+        sys.executable,
+        "-m",
+        "aggregator.cli",
+        "provision",
+        "init",
+        str(tmp_path / "file" / "c"),
+        "--host",
+        "a.example",
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "Traceback" not in ended.stderr and f"error: {tmp_path}" in ended.stderr
