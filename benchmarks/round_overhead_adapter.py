@@ -16,7 +16,8 @@ import torch
 from fedmed.data.manifest import Manifest
 from fedmed.messages import TrainTask
 from fedmed.metrics.scores import Scores
-from fedmed.models.adapter import State, decode_state, encode_state
+from fedmed.models.adapter import State, decode_state
+from fedmed.models.encoding import encode_parts
 from fedmed.models.kinds import kind_of
 from fedmed.privacy.counts import NoisyCounts
 from hospital_client.daemon import run_daemon
@@ -57,7 +58,7 @@ class ReturningTrainer:
 
         def train_round(should_stop: ShouldStop) -> Trained:
             returned = {name: tensor for name, tensor in state.items() if kind_of(name) in task.returned}
-            return Trained(encode_state(returned, task.dtype), NoisyCounts(lot_size / 2, lot_size))
+            return Trained(encode_parts(returned, task.dtype), NoisyCounts(lot_size / 2, lot_size))
 
         return train_round
 

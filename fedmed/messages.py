@@ -40,6 +40,7 @@ from fedmed.errors import WireError
 PROTOCOL = 3
 MAGIC = b"FEDM"
 MAX_HEADER_BYTES = 1 << 20
+HEAD_BYTES = 8 + MAX_HEADER_BYTES  # of a frame: its message, without the payload
 # Flower's RecordDict: the frame travels as the only Array of this ArrayRecord, as raw bytes.
 RECORD_KEY = "fedmed"
 ARRAY_KEY = "frame"
@@ -257,14 +258,7 @@ def decode(frame: bytes | memoryview) -> tuple[Message, memoryview]:
     Raises:
         WireError: for anything that `encode` of this version would not have written.
     """
-    view = memoryview(frame)
-    if len(view) < 8 or bytes(view[:4]) != MAGIC:
-        raise WireError(f"not a FedMed frame: {len(view)} bytes that do not begin with {MAGIC.decode()}")
-    (length,) = struct.unpack(">I", view[4:8])
-    if length > MAX_HEADER_BYTES or 8 + length > len(view):
-        raise WireError(f"frame of {len(view)} bytes is cut off or its header length {length} is wrong")
-    message = _parse_header(bytes(view[8 : 8 + length]))
-    payload = view[8 + length :]
+    message, payload = peek(frame)
     expected = getattr(message, "payload_sha256", sha256_hex(b""))
     if sha256_hex(payload) != expected:
         raise WireError(
@@ -273,6 +267,17 @@ def decode(frame: bytes | memoryview) -> tuple[Message, memoryview]:
             "send it again; if it happens twice, look at the network between site and aggregator",
         )
     return message, payload
+
+
+def peek(frame: bytes | memoryview) -> tuple[Message, memoryview]:
+    """As `decode`, without looking at the payload, which may be damaged or cut off: HEAD_BYTES of a frame are enough for it."""
+    view = memoryview(frame)
+    if len(view) < 8 or bytes(view[:4]) != MAGIC:
+        raise WireError(f"not a FedMed frame: {len(view)} bytes that do not begin with {MAGIC.decode()}")
+    (length,) = struct.unpack(">I", view[4:8])
+    if length > MAX_HEADER_BYTES or 8 + length > len(view):
+        raise WireError(f"frame of {len(view)} bytes is cut off or its header length {length} is wrong")
+    return _parse_header(bytes(view[8 : 8 + length])), view[8 + length :]
 
 
 def _parse_header(raw: bytes) -> Message:

@@ -25,9 +25,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmed.errors import FederationError, FedMedError
-from fedmed.messages import encode
+from fedmed.messages import HEAD_BYTES, encode
 from fedmed.wire import channel
-from fedmed.wire.record import pack, unpack
+from fedmed.wire.record import pack, take, unpack
 from hospital_client.release import relay_refusal
 
 SOCKET_KEY = "site-socket"
@@ -41,14 +41,17 @@ def relay(message: Message, context: Context) -> Message:
 
 
 def answer(content: RecordDict, node_config: Mapping[str, object], timeout_s: float) -> bytes:
-    """The reply frame to the frame in `content`: the daemon's own, or a Refusal that says why there is none."""
-    frame = b""
+    """The reply frame to the frame in `content`: the daemon's own, or a Refusal that says why there is none.
+
+    Once the frame is sent nothing here holds it, nor does `content`: the daemon may train on it for hours.
+    """
+    head = b""
     try:
-        frame = unpack(content)
-        return channel.handle(socket_path(node_config), frame, timeout_s)
+        head = unpack(content)[:HEAD_BYTES]
+        return channel.handle(socket_path(node_config), take(content), timeout_s)
     except FedMedError as error:
         retry = isinstance(error, FederationError) and SOCKET_KEY in node_config
-        return encode(relay_refusal(frame, error, retry, str(node_config.get(SOCKET_KEY) or "")))
+        return encode(relay_refusal(head, error, retry, str(node_config.get(SOCKET_KEY) or "")))
 
 
 def socket_path(node_config: Mapping[str, object]) -> str:

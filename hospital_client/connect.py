@@ -33,7 +33,7 @@ from pathlib import Path
 
 from fedmed.errors import FedMedError, WireError
 from fedmed.messages import encode
-from fedmed.wire.record import pack
+from fedmed.wire.record import pack, release
 from hospital_client.app import SOCKET_KEY, answer
 from hospital_client.fleet import Backoff, Delivery, Node
 from hospital_client.link import Forgotten, NotAdmitted
@@ -143,7 +143,11 @@ class Connector:
             frame = answer(delivery.fetch(), {SOCKET_KEY: str(self._socket)}, delivery.left_s)
         except WireError as error:
             frame = encode(relay_refusal(b"", error, retry=False, socket=str(self._socket)))
-        delivery.reply(pack(frame), time.monotonic() - begin)
+        content = pack(frame)
+        try:
+            delivery.reply(content, time.monotonic() - begin)
+        finally:
+            release(content)  # before the next message is there
 
     def _tell(self, state: str, text: str) -> None:
         if state != self._state:

@@ -107,7 +107,9 @@ class Service(site_pb2_grpc.SiteServicer):
             frame = join(piece.data for piece in request_iterator)
         except WireError as error:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, error.message)
-        yield from chunks(self._site.handle(frame))
+        reply = self._site.handle(frame)
+        del frame
+        yield from chunks(reply)
 
     def Status(self, request: site_pb2.StatusRequest, context: grpc.ServicerContext) -> site_pb2.StatusReply:
         progress, trainer = self._site.progress, self._trainer.trainer

@@ -12,7 +12,8 @@ first, then each object is fetched by its hash; a reply goes the same way back.
 | what happens                                   | what becomes of the message                                     |
 | ---------------------------------------------- | --------------------------------------------------------------- |
 | the connection is cut while objects travel     | each missing one is tried again until the message has expired   |
-| objects of more than MAX_FRAME_BYTES           | WireError; no more of them is held                              |
+| objects of more than MAX_FRAME_BYTES, one that | WireError; no more of them is held                              |
+| is used twice counted twice                    |                                                                 |
 | content that is no record of Flower's          | an empty record, which is refused as holding no frame           |
 | the run ends, the SuperLink is started anew    | RunOver, Forgotten: nobody waits for the reply                  |
 """
@@ -35,14 +36,13 @@ from flwr.proto import heartbeat_pb2, message_pb2, node_pb2
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedmed.errors import FederationError, WireError
 from fedmed.node_keys import PrivateKey, new_private_key, public_pem
 from fedmed.wire.channel import MAX_FRAME_BYTES
+from fedmed.wire.objects import Unreadable, inflate
 from hospital_client.link import Away, Door, Forgotten, IntervalRefused, Link, NotActivated, NotAdmitted
 
 # What a node asks for, best first: it is missed after twice as long. Flower's own SuperLink takes no less than 10 s.
@@ -127,7 +127,7 @@ class Node:
         if not response.messages_list or self._node is None:
             return None
         message = message_from_proto(response.messages_list[0])
-        return Delivery(self._door, self._node, message, response.message_object_trees[0])
+        return Delivery(self._door, self._node, message, response.message_object_trees[0].object_id)
 
     def leave(self, *, for_good: bool) -> None:
         """Tells the SuperLink, if it listens, that this site is gone. `join` brings it back."""
@@ -156,8 +156,8 @@ class Node:
 class Delivery:
     """One message on its way to the site, and the reply's way back, over a connection that is closed at the end."""
 
-    def __init__(self, door: Door, node: node_pb2.Node, message: Message, tree: message_pb2.ObjectTree) -> None:
-        self._node, self._message, self._tree = node, message, tree
+    def __init__(self, door: Door, node: node_pb2.Node, message: Message, name: str) -> None:
+        self._node, self._message, self._name = node, message, name
         self._link = Link(door)
         self._end = time.monotonic() + message.metadata.ttl
 
@@ -182,23 +182,14 @@ class Delivery:
             Away: the SuperLink did not answer until the message's time to live was over.
             Forgotten, RunOver, NotAdmitted: as `Link.call`.
         """
-        contents: dict[str, bytes] = {}
-        total = 0
-        for tree in iterate_object_tree(self._tree):
-            if tree.object_id not in contents:
-                contents[tree.object_id] = self._patiently(partial(self._pull, tree.object_id))
-                total += len(contents[tree.object_id])
-            if total > MAX_FRAME_BYTES:
-                raise WireError(f"a message of more than {MAX_FRAME_BYTES} bytes")
+        try:
+            found = inflate(self._name, lambda name: self._patiently(partial(self._pull, name)), MAX_FRAME_BYTES)
+        except Unreadable:
+            found = None
         run, name = self._message.metadata.run_id, self._message.metadata.message_id
         request = message_pb2.ConfirmMessageReceivedRequest(node=self._node, run_id=run, message_object_id=name)
         self._patiently(partial(self._link.call, "ConfirmMessageReceived", request))
-        try:
-            inflated = inflate_object_from_contents(self._tree.object_id, contents)
-            content = inflated.content if isinstance(inflated, Message) else RecordDict()
-        except Exception:  # noqa: BLE001  whatever a stranger's bytes do to Flower's parser, they are no frame
-            return RecordDict()
-        return content
+        return found.content if isinstance(found, Message) else RecordDict()
 
     def reply(self, content: RecordDict, seconds: float) -> None:
         """Sends the reply. `seconds`: how long the site took, for Flower's statistics. Raises as `fetch`."""

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ from fedmed.errors import (
     PolicyRefusal,
     WireError,
 )
-from fedmed.messages import Refusal, SiteInfo, TrainResult, TrainTask, decode
+from fedmed.messages import Refusal, SiteInfo, TrainResult, TrainTask, peek
 from fedmed.privacy.counts import NO_COUNTS, NoisyCounts
 from fedmed.wire.site_pb2 import StatusReply
 from hospital_client.audit import finite
@@ -141,10 +141,11 @@ _GENERIC = "the site could not do the task ({code}); the site's log has the deta
 class Trained:
     """What a round leaves to be released: adapter tensors as bytes, and counts where the task asked for them.
 
-    `kept`: safetensors bytes that stay at the site for the run's next round; empty when there is nothing to keep.
+    `payload`: may come in pieces, which may be views of tensors. `kept`: safetensors bytes that stay at the site for the run's
+    next round; empty when there is nothing to keep.
     """
 
-    payload: bytes
+    payload: bytes | Sequence[bytes | memoryview]
     counts: NoisyCounts = NO_COUNTS
     kept: bytes = b""
 
@@ -236,13 +237,14 @@ def came_before_the_data(error: Exception) -> bool:
     return isinstance(error, (*_WORDS_LEAVE, BudgetExhausted))
 
 
-def relay_refusal(frame: bytes, error: FedMedError, retry: bool, socket: str) -> Refusal:
-    """The relay's own: it has no data, and the daemon did not answer. The site's name is the daemon's to give."""
+def relay_refusal(head: bytes, error: FedMedError, retry: bool, socket: str) -> Refusal:
+    """The relay's own: it has no data, and the daemon did not answer. The site's name is the daemon's to give. `head`: of the
+    frame, its first HEAD_BYTES."""
     text = f"{error.message}; {error.hint}" if error.hint else error.message
     if socket:
         text = text.replace(socket, "its socket")  # the hospital's paths are not the aggregator's business
     try:
-        task = decode(frame)[0]
+        task = peek(head)[0]
     except WireError:
         return Refusal(run="", round=0, site="", code=error.code, message=text, retry=retry)
     run, number = getattr(task, "run", ""), getattr(task, "round", 0)

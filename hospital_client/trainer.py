@@ -25,7 +25,7 @@ from fedmed.data.manifest import Manifest
 from fedmed.errors import ModelError, PrivacyError
 from fedmed.messages import TrainTask, sha256_hex
 from fedmed.models.base import load_base
-from fedmed.models.encoding import State, decode_state, encode_change, encode_state, feeds_back, sends_changes
+from fedmed.models.encoding import State, decode_state, encode_change, encode_parts, feeds_back, sends_changes
 from fedmed.models.kinds import kind_of
 from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom
 from fedmed.training.adapted import AdaptedBase
@@ -92,10 +92,11 @@ class SiteTrainer:
             counts = local.count(plan, state, task.init_seed, should_stop, random)
             trained = local.train(plan, state, task.init_seed, should_stop, random)
             returned = {key: value for key, value in trained.items() if kind_of(key) in task.returned}
+            encoded: bytes | list[bytes | memoryview]
             if sends_changes(task.dtype):
                 encoded, loses = encode_change(incoming, returned, lost, task.dtype)
             else:
-                encoded, loses = encode_state(returned, task.dtype), {}
+                encoded, loses = encode_parts(returned, task.dtype), {}
             own_model = state | trained if plan.personal else {}
             left = own_model | {ASIDE + key: value for key, value in (lost | loses).items()}
             return Trained(encoded, counts, pack(task, self.base_name, left) if left else b"")

@@ -34,7 +34,7 @@ from typing import Protocol
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from aggregator.superlink.pulling import quick_pulls
+from aggregator.superlink.lean_grid import lean_pulls, lean_pushes
 from fedmed.errors import WireError
 from fedmed.wire.record import pack, release, unpack
 
@@ -150,7 +150,7 @@ class FlowerExchange:
 
     def _pull(self, message_id: str, left_s: float) -> Message | None:
         """The reply to one message, if there is one: asking for several at once would hold them all in memory."""
-        with quick_pulls(left_s):
+        with lean_pulls(left_s):
             return next(iter(self._grid.pull_messages([message_id])), None)
 
     def _push(self, frames: Mapping[int, bytes], deadline_s: float) -> dict[str, int]:
@@ -159,7 +159,8 @@ class FlowerExchange:
         messages = [
             Message(records[id(frame)], node, "train", ttl=deadline_s + TTL_SLACK_S) for node, frame in frames.items()
         ]
-        message_ids = list(self._grid.push_messages(messages))
+        with lean_pushes():
+            message_ids = list(self._grid.push_messages(messages))
         for record in records.values():
             release(record)
         return {message_id: node for message_id, node in zip(message_ids, frames, strict=False) if message_id}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import grpc
@@ -37,7 +38,7 @@ def handle(socket_path: str | Path, frame: bytes, timeout_s: float) -> bytes:
 
     Args:
         socket_path: the daemon's unix socket, as `fedmed-site start` prints it.
-        frame: of fedmed.messages, at most 1 GiB; it is passed through unread.
+        frame: of fedmed.messages, at most 1 GiB; it is passed through unread, and once it is sent this holds it no more.
         timeout_s: for the whole exchange, training included.
 
     Raises:
@@ -46,8 +47,10 @@ def handle(socket_path: str | Path, frame: bytes, timeout_s: float) -> bytes:
     """
     if len(frame) > MAX_FRAME_BYTES:
         raise _oversize(len(frame))
+    pieces = chunks(frame)
+    del frame
     with _service(socket_path, timeout_s) as service:
-        return join(piece.data for piece in service.Handle(chunks(frame), timeout=timeout_s))
+        return join(piece.data for piece in service.Handle(pieces, timeout=timeout_s))
 
 
 def status(socket_path: str | Path, timeout_s: float = 5.0) -> site_pb2.StatusReply:
@@ -65,15 +68,13 @@ def chunks(frame: bytes) -> Iterator[site_pb2.Chunk]:
 
 
 def join(pieces: Iterable[bytes]) -> bytes:
-    """The frame that `pieces` make. Raises WireError as soon as they exceed MAX_FRAME_BYTES."""
-    parts: list[bytes] = []
-    total = 0
+    """The frame that `pieces` make, in memory once. Raises WireError as soon as they exceed MAX_FRAME_BYTES."""
+    frame = BytesIO()
     for piece in pieces:
-        total += len(piece)
-        if total > MAX_FRAME_BYTES:
+        if (total := frame.tell() + len(piece)) > MAX_FRAME_BYTES:
             raise _oversize(total)
-        parts.append(piece)
-    return b"".join(parts)
+        frame.write(piece)
+    return frame.getvalue()  # the buffer itself, not a copy
 
 
 def check_socket_path(socket_path: str | Path) -> str:

@@ -32,6 +32,13 @@ def unpack(content: RecordDict) -> bytes:
     return bytes(array.data)
 
 
+def take(content: RecordDict) -> bytes:
+    """As `unpack`, and `content` holds the frame no more."""
+    frame = unpack(content)
+    release(content)
+    return frame
+
+
 def release(content: RecordDict) -> None:
     """Lets go of the frame in `content`. Flower's records refer to themselves, so that what they hold is not freed with their last
     name but when Python looks for such cycles: frames of many megabytes would add up until then."""

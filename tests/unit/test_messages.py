@@ -19,6 +19,7 @@ from fedmed.messages import (
     TrainTask,
     decode,
     encode,
+    peek,
 )
 
 TASK = TrainTask(
@@ -63,6 +64,13 @@ def test_round_trip(message: object) -> None:
     assert type(decoded) is type(message)
     assert bytes(found) == payload
     assert encode(decoded, payload) == encode(message, payload)
+
+
+def test_a_message_is_read_without_its_payload_but_not_from_less_than_its_header() -> None:
+    frame = encode(TASK, b"payload")
+    assert peek(frame[:-7])[0] == decode(frame)[0]
+    with pytest.raises(WireError, match="cut off"):
+        peek(frame[:-8])
 
 
 @pytest.mark.parametrize("cut", [0, 3, 7, 8, 50, -1])

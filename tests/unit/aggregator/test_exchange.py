@@ -1,16 +1,22 @@
 """Exactly one reply per node, through a Grid in memory and through functions."""
 
+import json
 import threading
 import time
+import tracemalloc
 
 import pytest
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
+from flwr.supercore.constant import HEAD_BODY_DIVIDER
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import http_grid
 
 from aggregator.rounds.exchange import FlowerExchange, LocalExchange
-from aggregator.superlink.pulling import quick_pulls
+from aggregator.superlink import lean_grid
+from aggregator.superlink.lean_grid import lean_pulls, lean_pushes
 from fedmed.errors import FederationError, WireError
 from fedmed.wire.record import pack, release, unpack
 
@@ -136,23 +142,100 @@ def test_a_node_that_stays_offline_is_given_up():
     assert "Node Unavailable" in replies[1].error
 
 
-def test_a_reply_that_is_announced_and_not_sent_is_waited_for_no_longer_than_asked(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(http_grid, "pull_objects", lambda **options: seen.update(options))
-    with quick_pulls(left_s=7.0):
-        http_grid.pull_objects(object_ids=["a"], pull_object_fn=None)
-    assert seen["max_time"] == 7.0
-    assert seen["initial_backoff"] < 0.1
-    with quick_pulls(left_s=1.0):
-        pass
-    seen.clear()
-    http_grid.pull_objects(object_ids=["a"])
-    assert seen == {"object_ids": ["a"]}
+class Cupboard:
+    """Objects as the SuperLink gives them out; those in `awaited` are announced and never come."""
+
+    def __init__(self, reply: Message) -> None:
+        self.objects = {name: item.deflate() for name, item in get_all_nested_objects(reply).items()}
+        self.names = list(self.objects)
+        self.awaited: set[str] = set()
+        self.pulled = 0
+
+    def give(self, name: str) -> bytes:
+        if name in self.awaited:
+            raise ObjectUnavailableError(name)
+        self.pulled += 1
+        return self.objects[name]
+
+    def fetch(self, left_s: float = 5.0) -> Message:
+        """As the grid does it."""
+        with lean_pulls(left_s):
+            contents = http_grid.pull_objects(object_ids=self.names, pull_object_fn=self.give)
+            return http_grid.inflate_object_from_contents(self.names[-1], contents)
 
 
-def test_another_flower_is_named(monkeypatch):
-    monkeypatch.delattr(http_grid, "pull_objects")
-    with pytest.raises(FederationError, match=r"expected Flower 1\.39"), quick_pulls(left_s=1.0):
+def test_a_reply_is_pulled_object_by_object_and_flowers_functions_come_back():
+    flowers = http_grid.pull_objects, http_grid.inflate_object_from_contents
+    frame = bytes(range(256)) * 50_000  # 13 MB: three chunks, two of them the same
+    cupboard = Cupboard(Message(pack(frame), 1, "train"))
+    assert unpack(cupboard.fetch().content) == frame
+    assert cupboard.pulled == len(cupboard.objects) + 1
+    assert (http_grid.pull_objects, http_grid.inflate_object_from_contents) == flowers
+
+
+def test_a_reply_that_is_announced_and_not_sent_is_waited_for_no_longer_than_asked():
+    cupboard = Cupboard(Message(pack(b"frame"), 1, "train"))
+    cupboard.awaited = {cupboard.names[0]}
+    begin = time.monotonic()
+    with pytest.raises(ObjectPullError, match="timeout"):
+        cupboard.fetch(left_s=0.3)
+    assert 0.2 < time.monotonic() - begin < 3.0
+
+
+def test_a_reply_that_comes_to_more_than_a_frame_is_this_sites_fault_alone(monkeypatch):
+    """A site says how often a chunk is in its array: a few megabytes on the wire may mean any number in memory."""
+    cupboard = Cupboard(Message(pack(bytes(1000)), 1, "train"))
+    (array,) = [name for name in cupboard.names if cupboard.objects[name].startswith(b"Array ")]
+    monkeypatch.setattr(lean_grid, "MAX_FRAME_BYTES", 100_000)
+    head, divider, body = cupboard.objects[array].partition(HEAD_BODY_DIVIDER)
+    told = json.loads(body) | {"arraychunk_ids": [0] * 1000}
+    cupboard.objects[array] = head + divider + json.dumps(told).encode()
+    with pytest.raises(ObjectPullError, match="more than 100000 bytes"):
+        cupboard.fetch()
+    assert cupboard.pulled < 110
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_reply_that_is_no_message_is_this_sites_fault_alone(place):
+    cupboard = Cupboard(Message(pack(b"frame"), 1, "train"))
+    cupboard.objects[cupboard.names[place]] = b"no object of Flower's"
+    with pytest.raises(ObjectPullError, match="cannot be read"):
+        cupboard.fetch()
+
+
+def test_a_reply_that_is_another_object_is_this_sites_fault_alone():
+    cupboard = Cupboard(Message(pack(b"frame"), 1, "train"))
+    cupboard.names.pop()
+    with pytest.raises(ObjectPullError, match="RecordDict, expected a Message"):
+        cupboard.fetch()
+
+
+def test_what_is_asked_for_is_pushed_one_object_after_the_other():
+    objects = get_all_nested_objects(Message(pack(bytes(range(256)) * 50_000), 1, "train"))
+    asked = set(list(objects)[1:])
+    pushed: dict[str, bytes] = {}
+    sizes: list[int] = []
+
+    def push(name: str, content: bytes) -> None:
+        pushed[name] = content
+        sizes.append(tracemalloc.get_traced_memory()[0])
+
+    tracemalloc.start()
+    with lean_pushes():
+        http_grid.push_objects(dict(objects), push_object_fn=push, object_ids_to_push=asked)
+    tracemalloc.stop()
+    assert pushed == {name: objects[name].deflate() for name in asked}
+    assert sizes[0] < 6 << 20  # Flower's own has all of them by then
+
+
+@pytest.mark.parametrize("name", ["pull_objects", "inflate_object_from_contents", "push_objects"])
+def test_another_flower_is_named(monkeypatch, name):
+    monkeypatch.delattr(http_grid, name)
+    with (
+        pytest.raises(FederationError, match=rf"no {name}, expected Flower 1\.39"),
+        lean_pushes(),
+        lean_pulls(left_s=1.0),
+    ):
         pass
 
 

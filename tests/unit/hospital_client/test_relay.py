@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import tracemalloc
 from concurrent import futures
 
 import grpc
@@ -42,6 +43,30 @@ def refusal(frame: bytes) -> Refusal:
 def test_bytes_pass_through_unread(echo_socket):
     frame = b"no FedMed frame at all" * 100_000
     assert answer(pack(frame), {SOCKET_KEY: echo_socket}, 10.0) == frame[::-1]
+
+
+def test_while_the_daemon_works_the_relay_holds_nothing_of_the_frame(tmp_path_factory):
+    path = tmp_path_factory.mktemp("s") / "m.sock"
+    held = []
+
+    class Trains(site_pb2_grpc.SiteServicer):
+        def Handle(self, request_iterator, context):
+            size = sum(len(piece.data) for piece in request_iterator)
+            held.append(tracemalloc.get_traced_memory()[0])
+            yield from chunks(b"%d" % size)
+
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
+    site_pb2_grpc.add_SiteServicer_to_server(Trains(), server)
+    server.add_insecure_port(f"unix:{path}")
+    server.start()
+    tracemalloc.start()
+    try:
+        got = answer(pack(bytes(64 << 20)), {SOCKET_KEY: str(path)}, 60.0)
+    finally:
+        tracemalloc.stop()
+        server.stop(0).wait()
+    assert got == b"%d" % (64 << 20)
+    assert held[0] < 8 << 20
 
 
 def test_no_daemon_is_a_refusal_that_may_be_retried(tmp_path):

@@ -45,7 +45,8 @@ class Hospital:
         task = example_task(
             lora=SMALL, base_sha256=self.trainer.base_sha256, round=number, insecure_noise_seed=seed, steps=1, **changes
         )
-        return self.trained(task).payload
+        payload = self.trained(task).payload
+        return payload if isinstance(payload, bytes) else b"".join(payload)
 
     def trained(self, task: TrainTask) -> Trained:
         """A round from the start, of which the task's personal kinds do not come in."""
