@@ -36,7 +36,7 @@ from pathlib import Path
 from cryptography import x509
 
 from fedmed.errors import AdmissionError, ConfigError
-from fedmed.files import write_atomic
+from fedmed.files import sync_folder, write_atomic
 from fedmed.kit import KEY, PUBLIC, ROOT, Kit, address_problems
 from fedmed.node_keys import (
     PrivateKey,
@@ -157,9 +157,14 @@ def _place_key(folder: Path, kit: Kit) -> None:
         write_atomic(folder / NEXT_PUBLIC, kit.public)
     here = {name: _mark(folder / name) for name in (PUBLIC, NEXT_PUBLIC)}
     if here[NEXT_PUBLIC] == kit.fingerprint:
-        _require(folder / NEXT_KEY, kit.fingerprint)
-        os.replace(folder / NEXT_KEY, folder / KEY)
+        if (folder / NEXT_KEY).exists():
+            _require(folder / NEXT_KEY, kit.fingerprint)
+            os.replace(folder / NEXT_KEY, folder / KEY)
+        _require(
+            folder / KEY, kit.fingerprint
+        )  # a join that was cut off here had placed the key and not its public half
         os.replace(folder / NEXT_PUBLIC, folder / PUBLIC)
+        sync_folder(folder)
     elif here[PUBLIC] != kit.fingerprint:
         found = ", ".join(mark for mark in here.values() if mark) or "none"
         raise AdmissionError(
@@ -171,8 +176,11 @@ def _place_key(folder: Path, kit: Kit) -> None:
 def _require(path: Path, mark: str) -> None:
     """Raises AdmissionError unless the private key is the one of this fingerprint."""
     if (found := fingerprint(read_private(path).public_key())) != mark:
-        path.unlink()
-        raise AdmissionError(f"the kit's key is {found}, and it says {mark}", "ask the consortium for a new kit")
+        if path.name == NEXT_KEY:  # never the key in use
+            path.unlink()
+        raise AdmissionError(
+            f"{path.name} is the key {found}, and the kit says {mark}", "ask the consortium for a new kit"
+        )
 
 
 def _mark(path: Path) -> str:

@@ -175,13 +175,9 @@ class Entries:
         return self._epsilon(self.spent_events(cohort, run, committed_only=committed_only), delta)
 
     def open_reservation(self, task_sha256: str) -> Reservation | None:
-        """The last reservation of a task that was not committed."""
-        found = [
-            item
-            for item in self._all()
-            if item.spending.task_sha256 == task_sha256 and item.sequence not in self.committed
-        ]
-        return found[-1] if found else None
+        """The last reservation of a task, if it was not committed. One before it is of a training that was cut off."""
+        found = [item for item in self._all() if item.spending.task_sha256 == task_sha256]
+        return found[-1] if found and found[-1].sequence not in self.committed else None
 
     def check(self, spending: Spending, budget: float, delta: float) -> None:
         """Raises BudgetExhausted when `spending` would bring its cohort above `budget` at `delta`."""

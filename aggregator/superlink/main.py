@@ -14,6 +14,7 @@ from flwr.server.superlink.fleet.message_handler import message_handler
 from flwr.superlink.cli import flower_superlink
 
 from aggregator.superlink import hooks
+from aggregator.superlink.gate import end_with_gate
 from fedmed.errors import FederationError
 
 MIN_HEARTBEAT_S = 1
@@ -32,6 +33,7 @@ def allow_short_heartbeats() -> None:
 def main() -> None:
     """Runs the SuperLink until it is ended."""
     try:
+        end_with_gate()
         allow_short_heartbeats()
         hooks.install(sys.argv[1:])
     except FederationError as error:

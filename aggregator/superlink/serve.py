@@ -8,6 +8,7 @@
 | the certificate is renewed meanwhile    | shown from the next connection on (hooks.py)                                |
 | the certificate ends within 30 days     | said at the start and once a day; in every round by the server app          |
 | the register cannot be trusted          | at the start: AdmissionError. Later: said, and nobody is admitted or removed |
+| this process is killed                  | its SuperLink ends within seconds: nobody else would take revoked keys out   |
 | the SuperLink dies                      | FederationError with the end of its log: systemd starts it again            |
 | not loopback, without certificates      | FederationError, unless --insecure: then said at the start and every round  |
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from aggregator.joining import admission, admitted, provision
 from aggregator.runs.processes import ProcessGroup
+from aggregator.superlink.gate import GATE_KEY
 from aggregator.superlink.launcher import LOOPBACK, Superlink, Tls, is_loopback, start_superlink
 from fedmed.errors import FedMedError
 
@@ -80,11 +82,12 @@ def run_superlink(root: Path, listen: Listen, say: Callable[[str], object]) -> N
 
 def _tell_the_server_app(consortium: provision.Consortium | None, fleet: str) -> None:
     """By environment: the SuperLink starts the server app, which must know whom it can believe."""
-    for key in (admitted.FOLDER_KEY, admitted.EXPOSED_KEY):
+    for key in (admitted.FOLDER_KEY, admitted.EXPOSED_KEY, GATE_KEY):
         os.environ.pop(key, None)
     if consortium is not None:
         (consortium.root / admitted.NODES).unlink(missing_ok=True)
         os.environ[admitted.FOLDER_KEY] = str(consortium.root.resolve())
+        os.environ[GATE_KEY] = str(os.getpid())
     elif not is_loopback(fleet):
         os.environ[admitted.EXPOSED_KEY] = fleet
 

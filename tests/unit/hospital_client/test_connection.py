@@ -13,7 +13,7 @@ from fedmed.errors import AdmissionError, ConfigError
 from fedmed.kit import Kit, write_kit
 from fedmed.node_keys import fingerprint, new_private_key, private_file, public_line, read_public
 from hospital_client.cli import app
-from hospital_client.connection import connection_folder, join, load_connection, make_key
+from hospital_client.connection import KEY, NEXT_KEY, NEXT_PUBLIC, connection_folder, join, load_connection, make_key
 from hospital_client.setup import create_site
 
 ROOT = certificate_pem(new_authority("test", datetime.now(UTC)).certificate)
@@ -63,6 +63,23 @@ def test_a_newer_key_takes_over_only_when_its_kit_comes(site: Path) -> None:
     assert fingerprint(join(kit, site).key.public_key()) == kit.fingerprint  # the same kit again changes nothing
 
 
+def test_a_join_that_was_cut_off_between_key_and_public_half_is_done_again(site: Path) -> None:
+    folder = join(kit_for(make_key(site)), site).folder
+    kit = kit_for(make_key(site))
+    (folder / NEXT_KEY).replace(folder / KEY)
+    assert fingerprint(join(kit, site).key.public_key()) == kit.fingerprint
+    assert not (folder / NEXT_PUBLIC).exists()
+
+
+def test_a_newer_key_that_was_taken_away_leaves_the_one_in_use(site: Path) -> None:
+    first = join(kit_for(make_key(site)), site)
+    kit = kit_for(make_key(site))
+    (first.folder / NEXT_KEY).unlink()
+    with pytest.raises(AdmissionError, match="and the kit says"):
+        join(kit, site)
+    assert load_connection(first.folder).key.private_numbers() == first.key.private_numbers()
+
+
 def test_a_kit_that_does_not_fit_changes_nothing(site: Path, tmp_path: Path) -> None:
     first = join(kit_for(make_key(site)), site)
     before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
@@ -71,7 +88,7 @@ def test_a_kit_that_does_not_fit_changes_nothing(site: Path, tmp_path: Path) -> 
     for kit, said in (
         (kit_for(stranger), "the kit was made for the key SHA256:"),
         (kit_for(first.folder / "node.pub", site="south"), "the kit is for site 'south'"),
-        (kit_with_key("SHA256:" + "a" * 43), "the kit's key is SHA256:"),
+        (kit_with_key("SHA256:" + "a" * 43), "the key in next.key is SHA256:"),
         (Kit("north", ADDRESS, "SHA256:" + "a" * 43, b"not a certificate"), "root.pem is no certificate"),
     ):
         with pytest.raises(AdmissionError, match=said):
