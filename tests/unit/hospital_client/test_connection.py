@@ -88,7 +88,7 @@ def test_a_kit_that_does_not_fit_changes_nothing(site: Path, tmp_path: Path) -> 
     for kit, said in (
         (kit_for(stranger), "the kit was made for the key SHA256:"),
         (kit_for(first.folder / "node.pub", site="south"), "the kit is for site 'south'"),
-        (kit_with_key("SHA256:" + "a" * 43), "the key in next.key is SHA256:"),
+        (kit_with_key("SHA256:" + "a" * 43), "next.key is the key SHA256:"),
         (Kit("north", ADDRESS, "SHA256:" + "a" * 43, b"not a certificate"), "root.pem is no certificate"),
     ):
         with pytest.raises(AdmissionError, match=said):
