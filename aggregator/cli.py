@@ -215,21 +215,26 @@ def registry_rollback(
 
 
 @registry_app.command("replay")
-def registry_replay(run_folder: Path, uri: RegistryUri = "", runs_dir: RunsDir = Path("runs")) -> None:
+def registry_replay(
+    run_folder: Annotated[Path, typer.Argument(help="runs/NAME")],
+    uri: Annotated[str, typer.Option(help="MLflow tracking URI; default: the one of the run", show_default=False)] = "",
+) -> None:
     """Send the registry what it has not got of a run while it was down; doing it twice adds nothing."""
     from aggregator.registry import open_registry
-    from aggregator.registry.outbox import Outbox, deliver
+    from aggregator.registry.outbox import VERSION, Outbox, deliver, sent
     from aggregator.runs.locks import COMMAND_LOCK, hold
     from aggregator.runs.prepare import read_run
 
     folder = run_folder.resolve()
-    read_run(folder)
+    experiment, _ = read_run(folder)
+    registry = open_registry(uri or experiment.registry.uri, folder.parent)
     with hold(folder / COMMAND_LOCK, "another command"):
         outbox = Outbox(folder)
         outbox.fill()
-        waiting = len(outbox.pending())
-        version = deliver(outbox, open_registry(uri, runs_dir.resolve()))
-    typer.echo(f"sent {waiting} rounds that had waited" if waiting else "nothing had waited", err=True)
+        outbox.add(VERSION)
+        waiting = outbox.pending()
+        version = deliver(outbox, registry)
+    typer.echo(sent(waiting), err=True)
     typer.echo(version.line())
 
 

@@ -32,14 +32,19 @@ def locked_file(path: Path, name: str, wait_s: float = WAIT_S) -> Iterator[None]
     """Holds the lock of a model's aliases in a file beside the store.
 
     Raises:
-        RegistryError: somebody else moves an alias of the model for longer than `wait_s`.
+        RegistryError: somebody else moves an alias of the model for longer than `wait_s`; or the disk does not take the
+            file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     turn = locks.hold(path, "another command", wait_s=wait_s)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         turn.__enter__()
-    except FederationError:
+    except locks.Taken:
         raise _taken(name) from None
+    except FederationError as error:
+        raise RegistryError(error.message, error.hint) from None
+    except OSError as error:
+        raise RegistryError(f"{path.parent} cannot be made: {error.strerror}", "make room or mend the disk") from None
     try:
         yield
     finally:

@@ -44,7 +44,8 @@ _CLAIM_TAG = "fedmed.claim"
 _NOTE_TAG = "mlflow.note.content"
 # Without it MLflow's pages open in their GenAI view, which has no curves.
 _KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"
-_HINT = "start the store, or name another with --uri; the run is complete on disk: fedmed registry replay RUN"
+_LATER = "or name another store with --uri; the run is complete on disk: fedmed registry replay RUN"
+_HINT, _DISK_HINT = f"start the store, {_LATER}", f"make room or mend the store's disk, {_LATER}"
 
 
 class MlflowRegistry:
@@ -161,8 +162,8 @@ class MlflowRegistry:
             # SQLAlchemy and MLflow raise their own trees and both import slowly, so the module's name decides.
             if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in {"mlflow", "sqlalchemy"}:
                 raise
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise RegistryError(f"MLflow at {_masked(self.uri)}: {first[:300]}", _HINT) from error
+            hint = _HINT if _sqlite_path(self.uri) is None else _DISK_HINT
+            raise RegistryError(f"MLflow at {_masked(self.uri)}: {_reason(error)}", hint) from error
 
     def _client(self) -> MlflowClient:
         _probe(self.uri)
@@ -193,8 +194,9 @@ def _configure_mlflow() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Whatever it would log with a traceback it raises too, and that becomes a RegistryError of one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def _probe(uri: str) -> None:
@@ -211,6 +213,15 @@ def _probe(uri: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise RegistryError(f"MLflow at {_masked(uri)} does not answer: {reason}", _HINT) from None
+
+
+def _reason(error: BaseException) -> str:
+    """One line: the database driver's own words where SQLAlchemy has wrapped them in its advice and the SQL."""
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "orig", None) is None:
+        cause = cause.__cause__
+    told = str(error if cause is None else cause.orig).strip().splitlines()  # type: ignore[attr-defined]
+    return (told or [type(error).__name__])[0][:300]
 
 
 def _masked(uri: str) -> str:

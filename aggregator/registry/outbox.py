@@ -29,6 +29,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,20 @@ def deliver(outbox: Outbox, registry: Registry) -> Version:
     if VERSION in outbox.pending():
         outbox.note(VERSION)
     return version
+
+
+def sent(waited: Sequence[str]) -> str:
+    """For people: what was delivered of these entries.
+
+    >>> sent(["round/2", "round/3", "version"])
+    'sent what had waited: 2 rounds and the version'
+    >>> sent([])
+    'nothing had waited'
+    """
+    rounds = sum(entry.startswith(_ROUND) for entry in waited)
+    parts = [f"{rounds} round{'s' if rounds > 1 else ''}"] if rounds else []
+    parts += ["the version"] if VERSION in waited else []
+    return f"sent what had waited: {' and '.join(parts)}" if parts else "nothing had waited"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

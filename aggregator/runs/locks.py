@@ -12,7 +12,7 @@
 | what happens                       | what the next one sees                                     |
 | ---------------------------------- | ---------------------------------------------------------- |
 | the holder is killed, or the power | the lock is free: it is flock(2), not the file's existence |
-| the folder is on a read-only disk  | FederationError                                            |
+| the disk is full or read-only      | FederationError                                            |
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ LOOK_S = 1.0
 _POLL_S = 0.05
 
 
+class Taken(FederationError):
+    """Somebody else holds the lock."""
+
+
 @contextmanager
 def hold(path: Path, who: str, *, wait_s: float = LOOK_S) -> Iterator[None]:
     """Holds the lock inside the block; the file says whose process it is.
@@ -42,12 +46,13 @@ def hold(path: Path, who: str, *, wait_s: float = LOOK_S) -> Iterator[None]:
         wait_s: how long to wait for it, in seconds.
 
     Raises:
-        FederationError: somebody else still holds it after `wait_s`.
+        Taken: somebody else still holds it after `wait_s`.
+        FederationError: the disk does not take the file.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise FederationError(f"{path} cannot be opened: {error.strerror}", "make room or mend the disk") from None
+        raise _unusable(path, "opened", error) from None
     try:
         _take(descriptor, path, who, time.monotonic() + wait_s)
         yield
@@ -71,13 +76,16 @@ def _take(descriptor: int, path: Path, who: str, end: float) -> None:
     while not _try(descriptor, fcntl.LOCK_EX):
         if time.monotonic() > end:
             pid = _pid(descriptor)
-            raise FederationError(
+            raise Taken(
                 f"{who} (process {pid}) works on {path.parent}",
                 f"wait for it and look with `fedmed watch {path.parent}`, or end it: kill {pid}",
             )
         time.sleep(_POLL_S)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        raise _unusable(path, "written", error) from None
 
 
 def _try(descriptor: int, kind: int) -> bool:
@@ -92,3 +100,7 @@ def _pid(descriptor: int) -> int:
     """0 in the moment between taking the lock and writing the number."""
     text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
     return int(text) if text.isdigit() else 0
+
+
+def _unusable(path: Path, what: str, error: OSError) -> FederationError:
+    return FederationError(f"{path} cannot be {what}: {error.strerror}", "make room or mend the disk")

@@ -47,6 +47,24 @@ def test_one_at_a_time(tmp_path: Path, store: str) -> None:
     assert most == [1] and inside == [0] and tag == [""]
 
 
+def test_a_lock_that_is_taken_and_one_that_cannot_be_made_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow" / "lock"
+    again = locked_file(path, "fedmed", wait_s=0.1)
+    with (
+        locked_file(path, "fedmed"),
+        pytest.raises(RegistryError, match="somebody else is moving an alias of 'fedmed'"),
+        again,
+    ):
+        pass
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(RegistryError, match="lock cannot be opened: Is a directory"), locked_file(path, "fedmed"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(RegistryError, match="file cannot be made"), locked_file(tmp_path / "file" / "lock", "fedmed"):
+        pass
+
+
 def test_a_claim_that_stands_is_waited_for_and_one_of_the_dead_is_not() -> None:
     tag = [f"{time.time():.3f} other"]
 

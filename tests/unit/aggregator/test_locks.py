@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -46,6 +47,24 @@ def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
     with hold(path, "another command", wait_s=0.1):
         assert holder(path) == os.getpid()
     assert holder(path) is None
+
+
+def test_a_disk_that_does_not_take_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(FederationError, match="cannot be opened: No such file"), hold(tmp_path / "no" / "lock", "x"):
+        pass
+    monkeypatch.setattr(os, "pwrite", full)
+    with (
+        pytest.raises(FederationError, match="lock cannot be written: No space left") as error,
+        hold(tmp_path / "lock", "x"),
+    ):
+        pass
+    assert error.value.hint == "make room or mend the disk"
+    monkeypatch.undo()
+    with hold(tmp_path / "lock", "x"):  # the failed one has let go of it
+        pass
 
 
 def test_it_is_waited_for(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from aggregator.cli import app
 from aggregator.registry import MemoryRegistry, Metric, MlflowRegistry, RunInfo
 from aggregator.registry.mirror import Mirror
-from aggregator.registry.outbox import Outbox, deliver, deliver_rounds
+from aggregator.registry.outbox import Outbox, deliver, deliver_rounds, sent
 from aggregator.registry.publish import build_model
 from aggregator.rounds.backoff import Backoff
 from fedmed.errors import RegistryError
@@ -111,6 +113,45 @@ def test_curves_and_version_are_of_one_run(
     for name in ("test_accuracy", "epsilon/north"):
         steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
         assert steps == sorted(set(steps)) and steps[-1] == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "of_run", "expected"),
+    [
+        ([], "", ""),
+        ([], "http://mlflow.of.the.run", "http://mlflow.of.the.run"),
+        (["--uri", "http://another"], "http://mlflow.of.the.run", "http://another"),
+    ],
+    ids=["beside-the-run", "of-the-run", "named"],
+)
+def test_replay_sends_to_the_store_of_the_run(
+    tmp_path: Path,
+    finished_run: FinishedRun,
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    of_run: str,
+    expected: str,
+) -> None:
+    folder, experiment = finished_run(tmp_path / "runs" / "demo", f"registry.uri='{of_run}'")
+    build_model(folder, experiment)
+    registry, asked = MemoryRegistry(), []
+
+    def open_registry(uri: str, runs_dir: Path) -> MemoryRegistry:
+        asked.append((uri, runs_dir))
+        return registry
+
+    monkeypatch.setattr("aggregator.registry.open_registry", open_registry)
+    monkeypatch.chdir(tmp_path)  # not the folder that holds runs/
+    said = [CliRunner().invoke(app, ["registry", "replay", str(folder), *given]) for _ in range(2)]
+    assert [done.exit_code for done in said] == [0, 0]
+    assert "sent what had waited: 4 rounds and the version" in said[0].output and "fedmed:1" in said[0].output
+    assert "nothing had waited" in said[1].output and "fedmed:1" in said[1].output
+    assert asked == 2 * [(expected, tmp_path / "runs")]
+
+
+def test_what_was_sent_is_told_in_words() -> None:
+    assert sent(["round/7", "version"]) == "sent what had waited: 1 round and the version"
+    assert sent(["version"]) == "sent what had waited: the version"
 
 
 def wait_for(done: Callable[[], bool]) -> None:

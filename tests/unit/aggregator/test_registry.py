@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -229,6 +230,22 @@ def test_a_database_that_cannot_be_opened_is_a_registry_error(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(RegistryError):
         MlflowRegistry(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}").versions("fedmed")
+
+
+def test_what_the_database_says_is_one_line(
+    mlflow_registry: MlflowRegistry, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """MLflow would log a traceback, and its own words begin with SQLAlchemy's advice to programmers."""
+    mlflow_registry.versions(name)
+    with sqlite3.connect(mlflow_registry.uri.removeprefix("sqlite:///"), isolation_level=None) as database:
+        database.execute("ALTER TABLE runs RENAME TO elsewhere")
+        try:
+            with pytest.raises(RegistryError, match=r"mlflow\.db: no such table: runs$") as error:
+                mlflow_registry.log(RunInfo(name=name, key="", run_name="demo"), "round/1", [])
+        finally:
+            database.execute("ALTER TABLE elsewhere RENAME TO runs")
+    assert "make room or mend the store's disk" in error.value.hint and "replay RUN" in error.value.hint
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_registry_package_does_not_import_mlflow() -> None:
