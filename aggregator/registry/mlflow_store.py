@@ -162,6 +162,7 @@ class MlflowRegistry:
             # SQLAlchemy and MLflow raise their own trees and both import slowly, so the module's name decides.
             if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in {"mlflow", "sqlalchemy"}:
                 raise
+            _probe(self.uri)  # of a server that has gone meanwhile MLflow tells its retries, this its name
             hint = _HINT if _sqlite_path(self.uri) is None else _DISK_HINT
             raise RegistryError(f"MLflow at {_masked(self.uri)}: {_reason(error)}", hint) from error
 

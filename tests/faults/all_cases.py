@@ -7,6 +7,7 @@ from tests.faults import (  # noqa: F401
     cases_federation,
     cases_joining,
     cases_ledger,
+    cases_registry,
     cases_rounds,
     cases_site,
     cases_updates,

@@ -213,6 +213,17 @@ def test_a_store_that_is_down_is_an_error_within_seconds() -> None:
     assert "secret" not in error.value.message and "replay" in error.value.hint
 
 
+def test_a_store_that_goes_down_in_a_call_is_told_as_one_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = MlflowRegistry(f"http://127.0.0.1:{free_port()}")
+
+    def call() -> None:
+        raise ConnectionError("HTTPConnectionPool(host='127.0.0.1'): Max retries exceeded with url: /api/2.0/mlflow")
+
+    monkeypatch.setattr(registry, "_client", call)
+    with pytest.raises(RegistryError, match=r"does not answer: .*refused"):
+        registry.versions("fedmed")
+
+
 def test_an_address_with_a_password_is_refused_and_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="MLFLOW_TRACKING_PASSWORD") as error:
         open_registry("http://user:hunter2@mlflow.example.org", tmp_path)
