@@ -225,13 +225,8 @@ class SmallDisk:
 def failed(done: Done, disk: SmallDisk) -> str:
     """What a replay that failed as it should says of the disk: two lines, the first names a file of it."""
     lines = done.stderr.splitlines()
-    if (
-        done.returncode != 9
-        or done.stdout
-        or len(lines) != 2
-        or str(disk.root) not in lines[0]
-        or "make room" not in lines[1]
-    ):
+    named = len(lines) == 2 and str(disk.root) in lines[0] and "make room" in lines[1]
+    if (done.returncode, done.stdout, named) != (9, "", True):
         return f"status {done.returncode}: {done.stderr}"
     return lines[0].rpartition(": ")[2] if "Errno" not in lines[0] else lines[0].partition("] ")[2].partition(":")[0]
 

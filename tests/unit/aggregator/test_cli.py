@@ -22,7 +22,7 @@ def fedmed(*arguments: str, cwd: Path | None = None, **environment: str) -> subp
         (["run", "demo", "training.rounds=0"], 2, "training.rounds=0"),
         (["run", "demo", "rounds"], 2, "not of the form key=value"),
         (["data", "fetch", "nosuch"], 3, "nosuch"),
-        (["base", "hash", "./nosuch"], 1, "not on this disk"),
+        (["base", "hash", "./nosuch"], 4, "not on this disk"),
         (["resume", "nosuch"], 8, "not a run"),
         (["serve", "fedmed"], 9, "fedmed"),
         (["privacy", "audit", "--fault", "nosuch"], 2, "expected one of noise_quarter"),
