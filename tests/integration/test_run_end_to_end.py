@@ -13,9 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers_hospitals import start_daemon, start_link, start_node
 
-from aggregator.runs.processes import Managed, ProcessGroup
-from aggregator.superlink.launcher import executable, flower_env, free_port, free_ports
+from aggregator.runs.processes import ProcessGroup
+from aggregator.superlink.launcher import free_ports
 
 WAIT_S = 300  # a machine that does other things at the same time
 SMALL = [
@@ -42,19 +43,6 @@ def start_run(runs: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
 
 def fedmed(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "aggregator.cli", *arguments], capture_output=True, text=True)
-
-
-def start_hospital(group: ProcessGroup, root: Path, name: str, fleet: str) -> Managed:
-    """`fedmed-site init` and `start`, and its SuperNode; returns the daemon."""
-    site, socket = root / name, root / f"{name}.sock"
-    command = [sys.executable, "-m", "hospital_client.cli"]
-    data = root / "data" / "sites" / name / "data"
-    made = [*command, "init", str(site), "--name", name, "--data", str(data), "--socket", str(socket)]
-    subprocess.run(made, check=True, capture_output=True)
-    node = [executable("flower-supernode"), "--insecure", "--grpc-rere", "--superlink", fleet]
-    node += ["--port", str(free_port()), "--node-config", f'site-socket="{socket}"']
-    group.start(f"node-{name}", node, flower_env(root / f"node-{name}"))
-    return group.start(name, [*command, "start", str(site)])
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -210,10 +198,11 @@ def test_sites_started_by_hand(tmp_path: Path) -> None:
     assert fedmed("data", "split", "demo", str(tmp_path / "data"), *overrides).returncode == 0
     fleet, control = (f"127.0.0.1:{port}" for port in free_ports(2))
     with ProcessGroup(tmp_path / "logs") as group:
-        link = [executable("flower-superlink"), "--insecure", "--fleet-api-type", "grpc-rere"]
-        link += ["--fleet-api-address", fleet, "--port", control.rpartition(":")[2]]
-        started = [group.start("superlink", link, flower_env(tmp_path / "link"))]
-        started += [start_hospital(group, tmp_path, name, fleet) for name in names]
+        started = [start_link(group, tmp_path / "link", fleet, control)]
+        for name in names:
+            site = tmp_path / name
+            started.append(start_daemon(group, site, tmp_path / "data" / "sites" / name / "data"))
+            started.append(start_node(group, site, fleet))
         done = fedmed("run", "demo", *overrides, "--superlink", control, "--runs-dir", str(tmp_path / "runs"))
         assert done.returncode == 0, done.stdout + done.stderr
         assert all(item.process.poll() is None for item in started)
