@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.faults.lab import Lab
 
 Facts = Mapping[str, Any]
-LIMIT_S = 600.0  # on a machine that does other things; each says in docs/faults.md how long it takes on a free one
+LIMIT_S = 600.0  # on a machine that does other things; docs/faults.md says how long each took
 
 
 @dataclass(frozen=True, slots=True)

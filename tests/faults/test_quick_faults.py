@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.faults.__main__ import as_dict, as_markdown, as_text, chosen
+from tests.faults.__main__ import as_dict, as_markdown, as_text, chosen, write_section
 from tests.faults.all_cases import CASES
 from tests.faults.case import Case, Facts, run_case
 from tests.faults.lab import Lab, fill
@@ -64,7 +65,21 @@ def test_a_case_is_shown_with_what_was_expected_and_seen() -> None:
     assert good.passed and not bad.passed
     assert "exit 5, 1 reserved" in as_text(bad) and "exit 6, 1 reserved" in as_text(bad) and "FAILED" in as_text(bad)
     assert (as_dict(bad)["expected"], as_dict(bad)["passed"]) == ("exit 5, 1 reserved", False)
-    assert "**exit 6, 1 reserved**" in as_markdown([good, bad])
+
+
+def test_the_table_replaces_the_one_before_it_and_nothing_else(tmp_path: Path) -> None:
+    with Lab() as lab:
+        good, bad = (run_case(made({"exit": code, "reserved": 1}), lab) for code in (5, 6))
+    path, ended = tmp_path / "faults.md", datetime(2031, 2, 3, 4, 5, tzinfo=UTC)
+    path.write_text("# Faults\n\nWritten by hand.\n")
+    for outcomes in ([good, bad], [good]):
+        write_section(path, as_markdown(outcomes, "python -m tests.faults --only 99", ended))
+        text = path.read_text()
+        assert text.startswith("# Faults\n\nWritten by hand.\n\n## Every case, as it was seen\n\nMade by `python -m")
+        assert "`python -m tests.faults --only 99`, which ended on 2031-02-03 at 04:05 UTC." in text
+        assert ("**failed:** exit 6, 1 reserved" in text) == (bad in outcomes)
+        assert text.count("| 99 | a fault | exit 5, 1 reserved | the same | 0 |") == 1
+        assert text.endswith(f"\n    faults: 1 passed, {len(outcomes) - 1} failed\n")
 
 
 def test_cases_are_chosen_by_number() -> None:
