@@ -15,7 +15,6 @@ logs/server-app.log with the traceback for whoever mends it.
 
 from __future__ import annotations
 
-import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -26,17 +25,15 @@ from flwr.serverapp import Grid, ServerApp
 
 from aggregator.rounds.lookout import ALIVE_FILE, lookout
 from aggregator.runs import locks
+from aggregator.runs.folder import EVENTS_FILE, EXPERIMENT_FILE, read_experiment
 from aggregator.runs.orphan import end_with_superlink
 from aggregator.watching.events import EventLog
-from fedmed.config import Experiment, parse_experiment
 from fedmed.errors import FederationError, FedMedError
 
 if TYPE_CHECKING:
     from aggregator.rounds.exchange import Exchange
 
 RUN_DIR_KEY = "run-dir"
-EXPERIMENT_FILE = "experiment.json"
-EVENTS_FILE = "events.jsonl"
 # A ServerApp whose SuperLink was killed ends by itself well within this time, in seconds.
 ORPHAN_S = 30.0
 # Whose exceptions mean that the SuperLink is gone or does not want this run any more.
@@ -132,8 +129,3 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
     run_federation(experiment, exchange, store, score_adapter, events, adapter_state(model), base.sha256, watch)
     remove_adapter(model)
     build_model(run_dir, experiment, base)  # here, where torch and the base model are loaded
-
-
-def read_experiment(run_dir: Path) -> Experiment:
-    """The run's resolved configuration. Raises ConfigError when it is not one of this release."""
-    return parse_experiment(json.loads((run_dir / EXPERIMENT_FILE).read_text(encoding="utf-8")))

@@ -70,7 +70,7 @@ def resume(
     root_certificates: RootCertificates = None,
 ) -> None:
     """Go on with a run after its last committed round, then build, publish, serve and report, as `run` does."""
-    from aggregator.runs.prepare import read_run
+    from aggregator.runs.folder import read_run
 
     read_run(run_folder.resolve())  # a wrong folder is told before anything large is imported
     from aggregator.runs.run import resume_run
@@ -222,8 +222,8 @@ def registry_replay(
     """Send the registry what it has not got of a run while it was down; doing it twice adds nothing."""
     from aggregator.registry import open_registry
     from aggregator.registry.outbox import VERSION, Outbox, deliver, sent
+    from aggregator.runs.folder import read_run
     from aggregator.runs.locks import COMMAND_LOCK, hold
-    from aggregator.runs.prepare import read_run
 
     folder = run_folder.resolve()
     experiment, _ = read_run(folder)

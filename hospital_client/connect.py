@@ -31,11 +31,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fedmed.backoff import Backoff, Waits
 from fedmed.errors import FedMedError, WireError
 from fedmed.messages import encode
 from fedmed.wire.record import pack, release
 from hospital_client.app import SOCKET_KEY, answer
-from hospital_client.fleet import Backoff, Delivery, Node
+from hospital_client.fleet import Delivery, Node
 from hospital_client.link import Forgotten, NotAdmitted
 from hospital_client.release import relay_refusal
 
@@ -66,7 +67,7 @@ class Connector:
     ) -> None:
         self._node, self._socket, self._say, self._look_into = node, socket, say, look_into
         self._state = ""
-        self._away, self._refused = Backoff(0.2, 10.0), Backoff(1.0, 60.0)
+        self._away, self._refused = Waits(Backoff(0.2, 10.0)), Waits(Backoff(1.0, 60.0))
         self._daemon = Watch(socket)
         self._busy = threading.Semaphore(AT_ONCE)
         self._last_message = time.monotonic()
@@ -93,15 +94,15 @@ class Connector:
         except Forgotten as error:
             self._node.forget()
             self._tell("forgotten", f"{error.message}: registering again")
-            return self._away.wait_s()
+            return self._away.next_s()
         except NotAdmitted as error:
             found = self._look_into(error)
             # A reason may hold the time of day: the same one a minute later is no other state.
             self._tell(f"refused {re.sub('[0-9]+', '', found.message)}", f"not admitted: {found.message}; {found.hint}")
-            return self._refused.wait_s()
+            return self._refused.next_s()
         except FedMedError as error:
             self._tell("away", f"{error.message}; trying again")
-            return self._away.wait_s()
+            return self._away.next_s()
         self._away.reset()
         self._refused.reset()
         self._tell("connected", f"connected as node {self._node.node_id}")

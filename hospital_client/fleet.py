@@ -39,6 +39,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 
+from fedmed.backoff import Backoff, Waits
 from fedmed.errors import FederationError, WireError
 from fedmed.node_keys import PrivateKey, new_private_key, public_pem
 from fedmed.wire.channel import MAX_FRAME_BYTES
@@ -50,21 +51,6 @@ INTERVALS_S = (3.0, 10.0)
 OBJECT_S = 120.0
 LEAVE_S = 2.0
 T = TypeVar("T")
-
-
-class Backoff:
-    """Waits that double from `first_s` to `cap_s`, each less up to a half at random, until `reset`."""
-
-    def __init__(self, first_s: float, cap_s: float) -> None:
-        self._first_s, self._cap_s = first_s, cap_s
-        self._next_s = first_s
-
-    def wait_s(self) -> float:
-        wait, self._next_s = self._next_s, min(2 * self._next_s, self._cap_s)
-        return wait * random.uniform(0.5, 1.0)  # noqa: S311 spreads the sites out, hides nothing
-
-    def reset(self) -> None:
-        self._next_s = self._first_s
 
 
 class Node:
@@ -230,12 +216,12 @@ class Delivery:
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """`call`, again and again while the SuperLink does not answer, until nobody waits for the reply any more."""
-        backoff = Backoff(0.02, 5.0)
+        waits = Waits(Backoff(0.02, 5.0))
         while True:
             try:
                 return call()
             except Away:
-                wait_s = backoff.wait_s()
+                wait_s = waits.next_s()
                 if wait_s > self.left_s:
                     raise
                 time.sleep(wait_s)

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from aggregator.registry import Registry
 from aggregator.registry.outbox import Outbox, deliver_rounds
-from aggregator.rounds.backoff import Backoff
+from fedmed.backoff import Backoff
 from fedmed.errors import FedMedError
 
 BACKOFF = Backoff(base_s=4.0, cap_s=120.0)

@@ -34,9 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.registry import Registry, Version
-from aggregator.registry.publish import publish, read_experiment
+from aggregator.registry.publish import publish
 from aggregator.registry.story import open_run, round_points
 from aggregator.rounds.store import RoundStore
+from aggregator.runs.folder import read_experiment
 from fedmed.errors import FederationError
 from fedmed.files import append
 

@@ -32,7 +32,8 @@ from aggregator.registry.model_folder import verify_model, write_manifest
 from aggregator.registry.story import curves, run_info
 from aggregator.reports.report import build_report, registry_entry, write_html, write_json_report
 from aggregator.rounds.store import RoundStore
-from fedmed.config import Experiment, parse_experiment
+from aggregator.runs.folder import read_experiment
+from fedmed.config import Experiment
 from fedmed.errors import FederationError, ModelError, RegistryError
 
 if TYPE_CHECKING:
@@ -118,18 +119,6 @@ def _refresh_report(run_dir: Path, report: dict[str, Any], version: Version) -> 
     write_json_report(report, paths[0])
     write_html(report, paths[1])
     return paths
-
-
-def read_experiment(run_dir: Path) -> Experiment:
-    """The configuration that a run was started with.
-
-    Raises:
-        FederationError: `run_dir` is not a run's folder.
-    """
-    try:
-        return parse_experiment(json.loads((run_dir / "experiment.json").read_text()))
-    except FileNotFoundError:
-        raise FederationError(f"{run_dir} is not a run's folder: it holds no experiment.json") from None
 
 
 def gate(report: Mapping[str, Any], champion: Version | None) -> Gate:

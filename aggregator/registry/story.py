@@ -11,12 +11,13 @@ from typing import Any
 from aggregator.registry import Metric, RunInfo
 from aggregator.registry.model_folder import read_manifest
 from aggregator.rounds.store import RoundRecord, RoundStore
+from aggregator.runs.folder import RUN_FILE
 from fedmed.config import Experiment, to_dict
 
 
 def open_run(run_dir: Path, experiment: Experiment) -> RunInfo:
     """What the store is told when the first round is committed, long before there is a version."""
-    key = str(json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["key"])
+    key = str(json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))["key"])
     tags = {"run": key, "experiment": experiment.name, "config_sha256": experiment.sha256}
     return RunInfo(
         name=experiment.registry.name,

@@ -27,6 +27,7 @@ from aggregator.methods import get_method
 from aggregator.registry import CHAMPION, Version
 from aggregator.registry.model_folder import MANIFEST, read_manifest
 from aggregator.rounds.store import RoundRecord, RoundStore, SiteReport
+from aggregator.runs.folder import EVENTS_FILE, RUN_FILE
 from aggregator.watching.events import read_events
 from fedmed.config import Experiment, Privacy
 from fedmed.errors import FederationError
@@ -73,7 +74,7 @@ def build_report(
         raise FederationError(f"{run_dir} holds no committed round, expected at least the initial adapter")
     first, last, trained = records[0], records[-1], records[1:]
     facts = lineage_facts(run_dir, experiment)
-    joined = {event["site"]: event for event in read_events(run_dir / "events.jsonl") if event["kind"] == "joined"}
+    joined = {event["site"]: event for event in read_events(run_dir / EVENTS_FILE) if event["kind"] == "joined"}
     sites = [_site(name, trained, joined) for name in _site_names(experiment, trained, joined)]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -144,7 +145,7 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _read_run(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "run.json"
+    path = run_dir / RUN_FILE
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 

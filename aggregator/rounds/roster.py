@@ -15,15 +15,13 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections import Counter
 from collections.abc import Callable
 
 from aggregator.joining.admitted import require_own_name, why_absent
-from aggregator.rounds.backoff import Backoff
 from aggregator.rounds.exchange import Exchange, Reply
 from aggregator.watching.events import EventLog, printable
+from fedmed.backoff import Backoff, Waits
 from fedmed.config import Experiment
 from fedmed.errors import FederationError, FedMedError
 from fedmed.messages import DescribeTask, Refusal, SiteInfo, decode, encode
@@ -45,7 +43,7 @@ class Roster:
         self._run = run
         self._exchange = exchange
         self._events = events
-        self._asked: Counter[int] = Counter()
+        self._waits: dict[int, Waits] = {}
         self._ask_at: dict[int, float] = {}  # node -> when to ask it (again), as time.monotonic()
         self._told: set[tuple[str, str]] = set()
         self.sites: dict[int, SiteInfo] = {}
@@ -137,8 +135,7 @@ class Roster:
 
     def _again(self, node: int) -> float:
         """When to ask the node again, as time.monotonic()."""
-        self._asked[node] += 1
-        return time.monotonic() + ASK_AGAIN.delay(self._asked[node], random.uniform(0.5, 1.0))  # noqa: S311  jitter
+        return time.monotonic() + self._waits.setdefault(node, Waits(ASK_AGAIN)).next_s()
 
     def _replace(self, node: int, info: SiteInfo) -> None:
         holder = next((old for old, known in self.sites.items() if known.site == info.site), None)

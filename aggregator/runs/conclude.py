@@ -17,7 +17,7 @@ from aggregator.registry import open_registry
 from aggregator.registry.outbox import Outbox, deliver
 from aggregator.registry.publish import build_model
 from aggregator.reports.report import build_report, write_html
-from aggregator.runs.prepare import read_run
+from aggregator.runs.folder import read_run
 from aggregator.runs.processes import ProcessGroup
 from aggregator.serving.ask import ask_served_model
 from aggregator.watching.live import print_summary

@@ -10,20 +10,18 @@ An older run of the same name is moved aside to NAME.1, NAME.2, ..., never overw
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from aggregator.runs.folder import EXPERIMENT_FILE
 from aggregator.runs.locks import COMMAND_LOCK, SERVER_LOCK, hold
-from fedmed.config import Experiment, parse_experiment, to_dict
+from fedmed.config import Experiment, to_dict
 from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.partition import partition
 from fedmed.data.sources import load_source
-from fedmed.errors import FederationError
 from fedmed.files import write_json
 
 
@@ -50,7 +48,7 @@ def new_run_folder(experiment: Experiment, runs_dir: Path) -> Path:
                 pass
         folder.rename(_first_free(folder))
     folder.mkdir(parents=True, mode=0o755)
-    write_json(folder / "experiment.json", to_dict(experiment))
+    write_json(folder / EXPERIMENT_FILE, to_dict(experiment))
     return folder
 
 
@@ -73,19 +71,6 @@ def write_data(experiment: Experiment, folder: Path, *, with_sites: bool = True)
         parts = partition(source.train, rule.sites, rule.scheme, rule.field, rule.alpha, experiment.seed)
         sites = {site: write_manifest(folder / "sites" / site / "data", part) for site, part in parts.items()}
     return PreparedData(sites, public, source.name, source.notes)
-
-
-def read_run(folder: Path) -> tuple[Experiment, dict[str, Any]]:
-    """A run's resolved configuration and run.json. Raises FederationError when the folder is not one of a run."""
-    try:
-        experiment = parse_experiment(json.loads((folder / "experiment.json").read_text()))
-        run: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError as error:
-        raise FederationError(
-            f"{folder} is not a run folder: {error.filename} is missing",
-            "name one that `fedmed run` made, such as runs/demo; one that was cut off before its data was written is run anew",
-        ) from None
-    return experiment, run
 
 
 def _first_free(folder: Path) -> Path:

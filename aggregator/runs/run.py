@@ -32,6 +32,7 @@ from aggregator.registry import open_registry
 from aggregator.registry.mirror import Mirror
 from aggregator.rounds.store import RoundStore
 from aggregator.runs import prepare
+from aggregator.runs.folder import RUN_FILE, read_run
 from aggregator.runs.local import start_local_federation
 from aggregator.runs.locks import COMMAND_LOCK, hold
 from aggregator.runs.processes import ProcessGroup, end_leftovers
@@ -67,7 +68,7 @@ def run_experiment(
     with hold(folder / COMMAND_LOCK, "another command"):
         data = prepare.write_data(experiment, folder, with_sites=not superlink)
         run = {"key": prepare.new_run_key(experiment), "data_source": data.source, "notes": list(data.notes)}
-        write_json(folder / "run.json", run)
+        write_json(folder / RUN_FILE, run)
         for note in data.notes:
             console.print(f"data: {note}", highlight=False, soft_wrap=True)
         return _run_to_the_end(experiment, folder, console, Target(superlink, root_certificates))
@@ -85,7 +86,7 @@ def resume_run(
     Raises:
         FedMedError: `folder` is not a run's, another command works on it, or as `run_experiment`.
     """
-    experiment, _ = prepare.read_run(folder)
+    experiment, _ = read_run(folder)
     with hold(folder / COMMAND_LOCK, "another command"):
         if left := end_leftovers(folder):
             console.print(f"ended what an earlier start had left running: {', '.join(left)}", highlight=False)
@@ -116,9 +117,9 @@ def _run_to_the_end(experiment: Experiment, folder: Path, console: Console, targ
         registry = open_registry(experiment.registry.uri, folder.parent)
         with LiveView(console, experiment) as view, Mirror(folder, registry, view.note) as mirror:
             see_through(folder, target, view, also=mirror.handle)
-    _, run = prepare.read_run(folder)
+    _, run = read_run(folder)
     federation_s = run.get("federation_s", 0.0) + time.monotonic() - started
-    write_json(folder / "run.json", run | {"federation_s": federation_s})
+    write_json(folder / RUN_FILE, run | {"federation_s": federation_s})
     return _conclude(folder, console, may_register=not mirror.stuck)
 
 

@@ -27,14 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aggregator.rounds.backoff import Backoff, Retries
 from aggregator.rounds.store import RoundStore
 from aggregator.runs import locks
+from aggregator.runs.folder import EVENTS_FILE
 from aggregator.runs.local import LocalFederation
 from aggregator.runs.processes import ProcessGroup
 from aggregator.superlink.flower_runs import Run, ServerGone, follow, stop_run, submit
 from aggregator.watching.events import EventLog, EventReader
 from aggregator.watching.live import LiveView
+from fedmed.backoff import Backoff, Retries
 from fedmed.errors import FederationError
 
 RESTARTS = 5
@@ -86,7 +87,7 @@ class _Supervisor:
     def __init__(self, folder: Path, target: Target, view: LiveView, retries: Retries, also: Tell) -> None:
         self._also = also
         self._folder, self._target, self._view, self._retries = folder, target, view, retries
-        self._events = EventReader(folder / "events.jsonl")
+        self._events = EventReader(folder / EVENTS_FILE)
         self._rounds = RoundStore(folder / "rounds")
         self._done = len(self._rounds.records())
         self._lock = folder / locks.SERVER_LOCK

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aggregator.registry.publish import read_experiment
 from aggregator.rounds.lookout import what_is_wrong
+from aggregator.runs.folder import EVENTS_FILE, read_experiment
 from aggregator.watching.events import LAST_KINDS, EventReader
 from aggregator.watching.live import LiveView
 
@@ -25,7 +25,7 @@ def watch_run(folder: Path, console: Console) -> str:
         FederationError: `folder` is not a run's.
     """
     experiment = read_experiment(folder)
-    events = EventReader(folder / "events.jsonl")
+    events = EventReader(folder / EVENTS_FILE)
     with LiveView(console, experiment) as view:
         earlier = list(events.new())
         for event in earlier:

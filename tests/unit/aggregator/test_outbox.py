@@ -16,7 +16,7 @@ from aggregator.registry import MemoryRegistry, Metric, MlflowRegistry, RunInfo
 from aggregator.registry.mirror import Mirror
 from aggregator.registry.outbox import Outbox, deliver, deliver_rounds, sent
 from aggregator.registry.publish import build_model
-from aggregator.rounds.backoff import Backoff
+from fedmed.backoff import Backoff
 from fedmed.errors import RegistryError
 
 FinishedRun = Callable[..., tuple[Path, Any]]

@@ -13,8 +13,9 @@ from peft import PeftModel
 
 from aggregator.registry import MemoryRegistry, MlflowRegistry, Version, read_history
 from aggregator.registry.model_folder import verify_model
-from aggregator.registry.publish import build_model, gate, publish, read_experiment
+from aggregator.registry.publish import build_model, gate, publish
 from aggregator.registry.story import flatten
+from aggregator.runs.folder import read_experiment
 from fedmed.errors import FederationError, RegistryError
 from fedmed.models.base import load_base
 
@@ -68,7 +69,7 @@ def test_building_again_keeps_a_whole_folder_and_replaces_a_broken_one(built: tu
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FederationError, match="not a run's folder"):
+    with pytest.raises(FederationError, match="is not a run folder"):
         read_experiment(tmp_path)
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aggregator.rounds.backoff import Backoff, Retries
 from aggregator.runs import supervise
 from aggregator.runs.orphan import ended, flower_ancestors
 from aggregator.runs.supervise import Target, see_through
 from aggregator.superlink.flower_runs import Run
 from aggregator.watching.events import EventLog, read_events
 from aggregator.watching.live import LiveView
+from fedmed.backoff import Backoff, Retries
 from fedmed.config import load_experiment
 from fedmed.errors import FederationError
 

@@ -16,7 +16,6 @@ from fedmed.wire.record import pack, unpack
 from hospital_client import connect
 from hospital_client.cli import app
 from hospital_client.connect import Connector, Watch
-from hospital_client.fleet import Backoff
 from hospital_client.link import (
     Away,
     Forgotten,
@@ -189,15 +188,6 @@ def test_a_message_that_nobody_waits_for_ends_nothing(daemon, fault):
     assert steps(FakeNode([], list(deliveries)), daemon, 3) == ["connected", "stopped"]
     assert all(delivery.replied.wait(10.0) for delivery in deliveries)
     assert decode(deliveries[1].frame)[0].code == "wire"
-
-
-def test_backoff_doubles_up_to_its_cap_and_begins_anew():
-    backoff = Backoff(1.0, 4.0)
-    waits = [backoff.wait_s() for _ in range(6)]
-    assert [0.5 <= waits[0] <= 1.0, 1.0 <= waits[1] <= 2.0] == [True, True]
-    assert all(2.0 <= wait <= 4.0 for wait in waits[2:])
-    backoff.reset()
-    assert backoff.wait_s() <= 1.0
 
 
 class Failed(grpc.RpcError):

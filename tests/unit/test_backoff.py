@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from aggregator.rounds.backoff import Backoff, Retries
+from fedmed.backoff import Backoff, Retries, Waits
 
 BACKOFF = Backoff(base_s=2.0, cap_s=30.0)
 
@@ -34,3 +34,12 @@ def test_so_many_failures_in_a_row_and_no_more() -> None:
 def test_the_same_seed_waits_the_same() -> None:
     first, second = (Retries(5, BACKOFF, random.Random(7)) for _ in range(2))
     assert [first.failed() for _ in range(5)] == [second.failed() for _ in range(5)]
+
+
+def test_waits_double_up_to_the_cap_and_begin_anew() -> None:
+    waits = Waits(Backoff(1.0, 4.0))
+    taken = [waits.next_s() for _ in range(6)]
+    assert [0.5 <= taken[0] <= 1.0, 1.0 <= taken[1] <= 2.0] == [True, True]
+    assert all(2.0 <= wait <= 4.0 for wait in taken[2:])
+    waits.reset()
+    assert waits.next_s() <= 1.0

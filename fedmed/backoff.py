@@ -48,6 +48,27 @@ class Backoff:
 
 
 @dataclass(slots=True)
+class Waits:
+    """The waits of a client that never gives up, each of them half of the longest at the least.
+
+    Attributes:
+        count: how often it waited since the last `reset`.
+    """
+
+    backoff: Backoff
+    count: int = 0
+
+    def next_s(self) -> float:
+        """Seconds to wait before the next try."""
+        self.count += 1
+        return self.backoff.delay(self.count, random.uniform(0.5, 1.0))  # noqa: S311 spreads them out, hides nothing
+
+    def reset(self) -> None:
+        """It was reached: the next wait is a first one."""
+        self.count = 0
+
+
+@dataclass(slots=True)
 class Retries:
     """Counts failures in a row; progress starts the count anew.
 
