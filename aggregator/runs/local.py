@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator.runs.processes import Managed, ProcessGroup
-from aggregator.superlink.launcher import SUPERLINK, Superlink, flower_env, start_superlink
+from aggregator.superlink.launcher import SUPERLINK, Superlink, flower_env, start_superlink, without_credentials
 from fedmed.config import Experiment
 from fedmed.errors import FederationError
 from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
@@ -131,7 +131,7 @@ def _is_new(root: Path) -> bool:
 def _share_of_cores(experiment: Experiment) -> dict[str, str]:
     """The environment of one daemon: hospitals on one machine must not each spin a thread on every core."""
     threads = max(1, (os.cpu_count() or 1) // len(experiment.partition.sites))
-    return {"OMP_NUM_THREADS": str(threads), **os.environ}
+    return {"OMP_NUM_THREADS": str(threads), **without_credentials()}
 
 
 def _init_sites(commands: Mapping[str, Sequence[str]]) -> None:

@@ -14,6 +14,7 @@ Why each setting is there:
 | FLWR_SUPEREXEC_TASK_POLL_INTERVAL          | the default of 1 s is waited for in every exchange at every node |
 | FLWR_HOME per process, in the run's folder | bundles are unpacked there; nodes must not share it              |
 | PATH begins with this interpreter's folder | SuperLink and SuperNode find their helpers by name               |
+| no MLFLOW_TRACKING_*                       | the registry's credentials are the consortium's, not the sites'  |
 | --insecure                                 | on loopback only; elsewhere it has to be asked for               |
 | --ssl-*, --enable-supernode-auth           | together: a node is known by its key, and keys need TLS          |
 | --host loopback, always                    | Flower's Control API has no login: who reaches it can admit keys |
@@ -88,10 +89,15 @@ def executable(name: str) -> str:
     return str(path)
 
 
+def without_credentials() -> dict[str, str]:
+    """This process's environment as far as the federation's processes may see it: the registry's credentials are not theirs."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACKING_")}
+
+
 def flower_env(home: Path) -> dict[str, str]:
     """This process's environment with what every Flower program needs; `home` becomes its FLWR_HOME."""
     home.mkdir(parents=True, exist_ok=True)
-    env = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
+    env = {key: value for key, value in without_credentials().items() if not key.startswith("FLWR_")}
     search = [os.path.abspath(item) for item in env.get("PYTHONPATH", "").split(os.pathsep) if item]
     settings = {
         "FLWR_HOME": str(home.resolve()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -31,7 +32,7 @@ SMALL = [
 def start_run(runs: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
     """`fedmed run demo` with a small phantom task, its output in a pipe."""
     command = [sys.executable, "-m", "aggregator.cli", "run", "demo", f"name={name}", *SMALL, *overrides]
-    environment = os.environ | {"FEDMED_TEST_MARK": str(runs)}
+    environment = os.environ | {"FEDMED_TEST_MARK": str(runs), "MLFLOW_TRACKING_PASSWORD": "s3cret"}
     return subprocess.Popen(
         [*command, "--runs-dir", str(runs)],
         stdout=subprocess.PIPE,
@@ -85,6 +86,17 @@ def find_daemon(runs: Path, site: str) -> psutil.Process:
     raise AssertionError(f"no daemon of {site}")
 
 
+def who_knows_the_registry_password(runs: Path) -> list[int]:
+    """Process ids of this run's processes that have it in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            if environment.get("FEDMED_TEST_MARK") == str(runs) and "MLFLOW_TRACKING_PASSWORD" in environment:
+                found.append(process.pid)
+    return found
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of two rounds in which one of the three hospitals dies in the second."""
@@ -92,11 +104,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     process = start_run(runs, "killed", "training.rounds=2")
     try:
         wait_for_event(process, runs / "killed" / "events.jsonl", "round_started", round=2)
+        knowing = who_knows_the_registry_password(runs)
         find_daemon(runs, "harbour").kill()
         output, _ = process.communicate(timeout=WAIT_S)
     finally:
         end(process)
     assert process.returncode == 0, output
+    assert knowing == [process.pid]
     return runs, output
 
 
