@@ -9,7 +9,8 @@
 | a second node with the name of a connected one   | left out, asked again later             |
 | the same, the connected one owes an answer       | takes its place: the site was restarted |
 | refused, `retry` (the daemon is not up yet)      | asked again later                       |
-| no answer, an error, a damaged frame             | asked again later                       |
+| no answer within ANSWER_S, an error              | asked again later                       |
+| a damaged frame                                  | asked again later                       |
 | fewer sites than the quorum after join_timeout_s | FederationError naming who is missing   |
 """
 
@@ -29,6 +30,8 @@ from fedmed.messages import DescribeTask, Refusal, SiteInfo, decode, encode
 POLL_S = 0.2
 # New nodes are asked together: an exchange costs seconds, and sites of one federation are often started together.
 SETTLE_S = 3.0
+# A daemon says who it is at once, also while it trains. The round waits for it, so a node that says nothing is not waited for long.
+ANSWER_S = 20.0
 # A node that gave no good answer is asked again, later each time and not all at once.
 ASK_AGAIN = Backoff(base_s=5.0, cap_s=60.0)
 
@@ -109,7 +112,9 @@ class Roster:
     def _ask(self, nodes: list[int]) -> None:
         if not nodes:
             return
-        for reply in self._exchange.send(dict.fromkeys(nodes, self._frame), self._federation.join_timeout_s):
+        for reply in self._exchange.send(
+            dict.fromkeys(nodes, self._frame), min(ANSWER_S, self._federation.join_timeout_s)
+        ):
             try:
                 self._admit(reply)
             except FedMedError as error:

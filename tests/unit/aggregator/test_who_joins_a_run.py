@@ -9,11 +9,13 @@ import torch
 
 from aggregator.joining import admitted, provision
 from aggregator.rounds.exchange import LocalExchange
+from aggregator.rounds.roster import Roster
 from aggregator.rounds.store import RoundStore
 from aggregator.rounds.strategy import run_federation
 from aggregator.watching.events import EventLog, read_events
 from fedmed.config import load_experiment
 from fedmed.errors import FederationError
+from fedmed.messages import decode
 from fedmed.metrics.scores import Scores
 from fedmed.wire.fake_site import FakeSite
 
@@ -104,3 +106,23 @@ def test_plain_text_beyond_loopback_is_said_once_a_round(tmp_path: Path, monkeyp
     said = [event for event in run(tmp_path) if event["kind"] == "warning"]
     assert [event["round"] for event in said] == [1, 2]
     assert all(event["message"].startswith("INSECURE") for event in said)
+
+
+class Asking(LocalExchange):
+    """Notes how long each node is given to say who it is."""
+
+    def __init__(self, sites) -> None:
+        super().__init__(sites)
+        self.given: list[float] = []
+
+    def send(self, frames, deadline_s, tell=lambda node, online: None):
+        self.given += [deadline_s] if all(decode(frame)[0].type == "describe" for frame in frames.values()) else []
+        return super().send(frames, deadline_s, tell)
+
+
+def test_a_node_that_says_nothing_does_not_hold_the_round_up_for_long(tmp_path: Path) -> None:
+    experiment = load_experiment("demo", ["federation.join_timeout_s=120", f"partition.sites=[{','.join(SITES)}]"])
+    exchange = Asking({name: FakeSite(name, 100).handle for name in SITES})
+    roster = Roster(experiment, "run", exchange, EventLog(tmp_path / "events.jsonl"))
+    assert sorted(roster.ready().values()) == sorted(SITES)
+    assert exchange.given == [20.0]
