@@ -21,9 +21,10 @@ that start at x, in the L2 norm; `rate`, T steps, beta1, weight decay w from the
 | adam_bc   | with noise 2.1 times the first term (see fedmed.training.optimizers), without as adamw                      |
 | sgd, dp   | rate T / (1 - momentum) * C (1.5 / q + sigma (sqrt n + 6) / (q N)): all patients drawn and clipped to C, the |
 |           | count N rounded by no more than a half, and noise of N(0, sigma C) in each number of each step, which is     |
-|           | longer with a probability below 2e-8 a step. N is 1 where the site's weight does not tell it                |
-| otherwise | none: sgd without clipping, or with weight decay or FedProx, whose pull depends on where it is; a decay that |
-|           | is no decay (rate w > 1). THEN ROUND 1 HAS NO BOUND, and a hostile site can spoil it                        |
+|           | longer with a probability below 2e-8 a step                                                                 |
+| otherwise | none: sgd without clipping, or with weight decay or FedProx, whose pull depends on where it is, or of a site |
+|           | that hides its patient count: it divides by its policy's least count, which we do not know; a decay that is |
+|           | no decay (rate w > 1). THEN ROUND 1 HAS NO BOUND, and a hostile site can spoil it                           |
 
 A layer's product moves by at most s (|dB| sigma(A) + sigma(B) |dA| + |dB| |dA|), with sigma the largest singular value. What
 rounding on the wire adds: bfloat16, both ways, 2^-8 of a number; int8, twice a step of 1/127 of the largest.
@@ -100,13 +101,13 @@ def _measured(tensor: Tensor) -> tuple[int, float, float]:
     return tensor.numel(), float(tensor.norm()), float(tensor.abs().max())
 
 
-def reach_bound(start: Start, task: TrainTask, patients: float, *, product_alone: bool) -> float:
+def reach_bound(start: Start, task: TrainTask, patients: int, *, product_alone: bool) -> float:
     """The most that `measure_change` can find of an honest site; infinity where nothing can be said.
 
     Args:
         start: of what the site was sent.
         task: what it was asked to do.
-        patients: as it told them; 1 where it did not.
+        patients: as it told them; 0 where it did not.
         product_alone: as in `measure_change`.
     """
     optimizer = Reach.of(task, patients)
@@ -133,7 +134,7 @@ class Reach:
     dtype: str
 
     @classmethod
-    def of(cls, task: TrainTask, patients: float) -> Reach:
+    def of(cls, task: TrainTask, patients: int) -> Reach:
         """The reach of one task at a site with so many patients."""
         spec, privacy = task.optimizer, task.privacy
         if spec.name == "sgd":
@@ -168,10 +169,10 @@ def adam_steps(beta1: float, steps: int, earlier: int = 0, beta2: float = BETA2)
     return total
 
 
-def sgd_reach(spec: OptimizerSpec, privacy: PrivacySpec, patients: float) -> tuple[float, float]:
+def sgd_reach(spec: OptimizerSpec, privacy: PrivacySpec, patients: int) -> tuple[float, float]:
     """(apart, joint) of momentum SGD on clipped and noised sums."""
-    if privacy.mode != "dp" or spec.weight_decay or spec.proximal_mu:
+    if privacy.mode != "dp" or spec.weight_decay or spec.proximal_mu or not patients:
         return math.inf, math.inf
     far = spec.learning_rate * privacy.steps / (1 - spec.momentum) * privacy.max_grad_norm / privacy.sample_rate
-    noise = privacy.noise_multiplier / max(1.0, patients)
+    noise = privacy.noise_multiplier / patients
     return far * noise, far * (_ROUNDED + noise * _TAIL)

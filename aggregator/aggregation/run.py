@@ -3,7 +3,7 @@
     aggregation = Aggregation(experiment)
     sent = aggregation.for_site(state, rank)                   # what a site starts from
     current = aggregation.begin(number, state, memory, norms)
-    taken = current.add(update, weight, sent, task)            # once a reply, as it arrives
+    taken = current.add(update, weight, sent, task, patients)  # once a reply, as it arrives
     state, memory = current.finish()
 
     reply -> checks -> scaled down to the bound -> method's accumulator, or kept for a robust rule
@@ -108,7 +108,12 @@ class RoundAggregate:
         self._taken = 0
 
     def add(
-        self, update: dict[str, Tensor], weight: float, sent: Mapping[str, Tensor], task: TrainTask | None = None
+        self,
+        update: dict[str, Tensor],
+        weight: float,
+        sent: Mapping[str, Tensor],
+        task: TrainTask | None = None,
+        patients: int = 0,
     ) -> Taken:
         """Takes one site's tensors.
 
@@ -117,12 +122,13 @@ class RoundAggregate:
             weight: its patients, or 1 where all weigh the same.
             sent: what it started from.
             task: what it was asked to do, which bounds how far it can have moved; None sets no such bound.
+            patients: as it told them, 0 where it did not; the bound of some optimizers follows from them.
 
         Raises:
             FederationError: it cannot be taken, with the reason; the aggregate is unchanged.
         """
         check_update(update, weight, self._layout(sent))
-        taken = self._shorten(update, weight, sent, task)
+        taken = self._shorten(update, sent, task, patients)
         if self._federation.robust.rule == "none":
             self._combiner.fold(update, weight)
         else:
@@ -142,12 +148,12 @@ class RoundAggregate:
         return self._combiner.result(self._state, mean), memory
 
     def _shorten(
-        self, update: dict[str, Tensor], weight: float, sent: Mapping[str, Tensor], task: TrainTask | None
+        self, update: dict[str, Tensor], sent: Mapping[str, Tensor], task: TrainTask | None, patients: int
     ) -> Taken:
         """Scales an update that is longer than the bound down to it, tensor by tensor."""
         alone = self._method.mixed_ranks
         change = measure_change(sent, update, self._scale, product_alone=alone)
-        reach = reach_bound(self._start(sent), task, weight, product_alone=alone) if task else math.inf
+        reach = reach_bound(self._start(sent), task, patients, product_alone=alone) if task else math.inf
         taken = Taken(change.norm(), min(self._bound, reach))
         if taken.scaled:
             part = change.part_within(taken.bound)

@@ -264,7 +264,7 @@ class Federation:
                 "num_patients=0: told a count when it joined and none now, expected the same of all rounds"
             )
         weight = 1.0 if current.equal else float(result.num_patients)
-        taken = current.aggregate.add(update, weight, order.sent, order.task)
+        taken = current.aggregate.add(update, weight, order.sent, order.task, result.num_patients)
         current.reports.append(_report(result, reply, weight, taken))
         seconds = round(reply.seconds, 3)
         self._events.emit("reply", round=result.round, site=site, epsilon=result.epsilon, seconds=seconds)

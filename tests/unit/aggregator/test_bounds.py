@@ -217,12 +217,13 @@ def test_a_first_round_has_a_bound_where_the_optimizer_gives_one():
     sent = adapter(0)
     update = {key: tensor * 1e6 for key, tensor in sent.items()}
 
-    def reach(optimizer, privacy):
-        return reach_bound(Start.of(sent, list(update)), task_of(optimizer, privacy), 1.0, product_alone=False)
+    def reach(optimizer, privacy, patients=1):
+        return reach_bound(Start.of(sent, list(update)), task_of(optimizer, privacy), patients, product_alone=False)
 
     adam, sgd = (OptimizerSpec(name, 0.01, 0.9, 0.0, False) for name in ("adamw", "sgd"))
     assert math.isfinite(reach(adam, NONE)) and math.isfinite(reach(adam, DP)) and math.isfinite(reach(sgd, DP))
     assert reach(sgd, NONE) == math.inf
+    assert reach(sgd, DP, patients=0) == math.inf and math.isfinite(reach(adam, DP, patients=0))
     assert reach(dataclasses.replace(sgd, weight_decay=0.1), DP) == math.inf
     assert reach(dataclasses.replace(sgd, proximal_mu=0.1), DP) == math.inf
     assert reach(dataclasses.replace(adam, weight_decay=101.0), NONE) == math.inf
@@ -246,7 +247,7 @@ def test_the_reach_leaves_room_for_what_the_wire_rounds_off(dtype):
         for key, tensor in sent.items()
     }
     norm = measure_change(sent, rounded, SCALE, product_alone=False).norm()
-    assert norm <= reach_bound(Start.of(sent, list(sent)), task_of(still, NONE, dtype=dtype), 1.0, product_alone=False)
+    assert norm <= reach_bound(Start.of(sent, list(sent)), task_of(still, NONE, dtype=dtype), 1, product_alone=False)
 
 
 @pytest.mark.parametrize("large", [1e4, 1e6, 1e8, 1e12, 1e15])
