@@ -18,6 +18,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(Path(__file__).parent))  # tests/helpers_*.py: importlib mode does not put them on the path
 
+from helpers_device import DEVICE
+
 
 @pytest.fixture
 def tiny_base() -> BaseModel:
@@ -25,7 +27,7 @@ def tiny_base() -> BaseModel:
     processor = build_processor(["Is there an opacity? yes no left right one two three. The heart is normal."] * 4)
     model = build_model(len(processor.tokenizer), seed=0).eval()
     model.requires_grad_(False)
-    return BaseModel("tiny-random", "0" * 64, model, processor)
+    return BaseModel("tiny-random", "0" * 64, model.to(DEVICE), processor)
 
 
 @pytest.fixture(scope="session")

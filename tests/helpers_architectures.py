@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from helpers_device import DEVICE
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -172,7 +173,7 @@ def _random(kind: type[PreTrainedModel], config: object, ids: dict[str, int]) ->
 
 
 def _frozen(name: str, model: PreTrainedModel, processor: ProcessorMixin) -> BaseModel:
-    return BaseModel(name, "0" * 64, model.eval().requires_grad_(False), processor)
+    return BaseModel(name, "0" * 64, model.to(DEVICE).eval().requires_grad_(False), processor)
 
 
 BASES = {"llava": llava_base, "idefics3": idefics3_base, "qwen2_5_vl": qwen_base}

@@ -57,6 +57,15 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def compute_in_float32() -> None:
+    """Has a GPU's convolutions compute in float32 for the rest of this process, as torch has it for matrix products.
+
+    By torch's default cuDNN rounds their factors to TF32's 10 bits: logits of a model and of its merged copy then differ
+    by 1e-3, and a patient's gradient by more than rounding. Autocast to bfloat16 is not affected.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def load_base(name: str, *, device: str = "cpu", expected_sha256: str = "", dtype: str = "float32") -> BaseModel:
     """The base model `name`, frozen and in eval mode, on `device`.
 
@@ -70,6 +79,8 @@ def load_base(name: str, *, device: str = "cpu", expected_sha256: str = "", dtyp
         ModelError: not found, not readable, another hash, or another kind of model.
     """
     target = resolve_device(device)
+    if target.type == "cuda":
+        compute_in_float32()
     folder = checkpoint_path(name) or _download(name)
     found = checkpoint_sha256(folder)
     if expected_sha256 and found != expected_sha256:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_architectures import ALL_KINDS, BASES, PARTS, smolvlm_base
+from helpers_device import DEVICE
 from helpers_training import flat, mixed_cohort, plan, random_state
 from torch import Tensor
 
@@ -57,17 +58,17 @@ class Case:
         collator = Collator(self.base.processor, 512)
         found = []
         for records in self.cohort.patients:
-            total = flat(state) * 0
+            total = flat(state).to(DEVICE) * 0
             for index in records:
                 example = self.cohort.examples[index]
-                batch = collator.train_batch([example], [self.cohort.images(example)])
+                batch = collator.train_batch([example], [self.cohort.images(example)]).to(DEVICE)
                 model.zero_grad()
                 loss = model(**batch.inputs, labels=batch.labels).loss
                 if loss.requires_grad:  # a record without images does not meet an adapter of the vision side
                     loss.backward()
                 parts = [p.grad if p.grad is not None else p.detach() * 0 for p in adapter_parameters(model).values()]
                 total += torch.cat([part.flatten().double() for part in parts]) / len(records)
-            found.append(total)
+            found.append(total.cpu())
         model.zero_grad()
         remove_adapter(model)
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers_device import DEVICE
 from helpers_training import EVERYWHERE, flat, mixed_cohort, plan
 
 from fedmed.data.collate import Collator
@@ -38,11 +39,11 @@ def central(base: BaseModel, manifest: Manifest, optimizer: str) -> tuple[State,
     losses = []
     for _ in range(STEPS):
         chosen.zero_grad()
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=DEVICE)
         for records in manifest.patients:
             for index in records:
                 example = manifest.examples[index]
-                batch = collator.train_batch([example], [manifest.images(example)])
+                batch = collator.train_batch([example], [manifest.images(example)]).to(DEVICE)
                 own = model(**batch.inputs, labels=batch.labels).loss
                 loss = loss + own / len(records) / manifest.num_patients
         loss.backward()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers_device import DEVICE
 from helpers_training import BOTH, EVERYWHERE, flat, mixed_cohort, plan, random_state
 
 from fedmed.data.collate import Collator
@@ -40,12 +41,12 @@ def patient_gradients(base: BaseModel, manifest: Manifest, spec: LoraSpec, state
         model.zero_grad()
         for index in records:
             example = manifest.examples[index]
-            batch = collator.train_batch([example], [manifest.images(example)])
+            batch = collator.train_batch([example], [manifest.images(example)]).to(DEVICE)
             loss = model(**batch.inputs, labels=batch.labels).loss / len(records)
             if loss.requires_grad:  # a record without images does not meet an adapter of the vision side
                 loss.backward()
         gradients.append(
-            torch.cat([(p.grad if p.grad is not None else p * 0).flatten().double() for p in parameters.values()])
+            torch.cat([(p.grad if p.grad is not None else p * 0).flatten().double() for p in parameters.values()]).cpu()
         )
     remove_adapter(model)
     return gradients

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_architectures import ALL_KINDS, BASES
+from helpers_device import DEVICE
 from helpers_training import EVERYWHERE, mixed_cohort, plan, random_state
 from peft import PeftModel
 from torch import Tensor, nn
@@ -53,7 +54,8 @@ def residuals(model: nn.Module, spec: LoraSpec, seed: int = 3) -> State:
 def batch(base: BaseModel, folder: Path) -> Mapping[str, Tensor]:
     manifest = mixed_cohort(folder)
     examples = manifest.examples[:5]
-    return Collator(base.processor, 512).train_batch(examples, [manifest.images(item) for item in examples]).inputs
+    made = Collator(base.processor, 512).train_batch(examples, [manifest.images(item) for item in examples])
+    return made.to(DEVICE).inputs
 
 
 CASES = {"core": ("llava", CORE), **{f"residual-{name}": (name, ALL_KINDS[name]) for name in ALL_KINDS}}
@@ -83,7 +85,7 @@ def test_adapter_merged_model_and_exported_adapter_give_the_same_logits(name: st
     merged = merge_adapter(base, spec, state)  # of a base whose weights are moved
     assert float((merged(**inputs).logits - expected).abs().max()) < 2e-4
     save_merged(merged, base.processor, tmp_path / "merged")
-    reread = type(merged).from_pretrained(tmp_path / "merged")
+    reread = type(merged).from_pretrained(tmp_path / "merged").to(DEVICE)
     assert float((reread(**inputs).logits - expected).abs().max()) < 2e-4
 
     remove_adapter(model)
@@ -128,7 +130,7 @@ def test_a_copy_of_the_model_has_its_own_core(tiny_base: BaseModel, tmp_path: Pa
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_residuals_are_absolute_rounded_once_and_taken_back(tiny_base: BaseModel, dtype: str) -> None:
-    base = load_base("fedmed-tiny", dtype=dtype) if dtype != "float32" else tiny_base
+    base = load_base("fedmed-tiny", device=DEVICE.type, dtype=dtype) if dtype != "float32" else tiny_base
     spec = ALL_KINDS["llava"]
     before = {key: value.clone() for key, value in base.model.state_dict().items()}
     one, two = residuals(base.model, spec, 1), residuals(base.model, spec, 2)
@@ -139,7 +141,8 @@ def test_residuals_are_absolute_rounded_once_and_taken_back(tiny_base: BaseModel
     for path in paths:
         module = model.get_base_model().get_submodule(path).get_base_layer()
         first = before[f"{path}.weight"]
-        update = one[f"{path}.residual_up.weight"] @ one[f"{path}.residual_down.weight"].flatten(1)
+        up, down = (one[f"{path}.residual_{side}.weight"].to(DEVICE) for side in ("up", "down"))
+        update = up @ down.flatten(1)
         update = update.T if isinstance(module, nn.Embedding) else update.view(first.shape)
         assert torch.equal(module.weight, (first.float() + update).to(first.dtype))
     assert torch.equal(

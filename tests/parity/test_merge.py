@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers_device import DEVICE
 from helpers_training import EVERYWHERE, mixed_cohort, random_state
 
 from fedmed.data.collate import Collator
@@ -19,7 +20,8 @@ from fedmed.models.merge import merge_adapter, save_merged
 def test_merged_logits_equal_adapter_logits(tiny_base: BaseModel, tmp_path: Path) -> None:
     manifest = mixed_cohort(tmp_path / "site")
     collator = Collator(tiny_base.processor, 512)
-    inputs = collator.train_batch(manifest.examples, [manifest.images(item) for item in manifest.examples]).inputs
+    batch = collator.train_batch(manifest.examples, [manifest.images(item) for item in manifest.examples])
+    inputs = batch.to(DEVICE).inputs
     plain = tiny_base.model(**inputs).logits
     model = add_adapter(tiny_base.model, EVERYWHERE, 0)
     state = random_state(adapter_state(model))
@@ -31,11 +33,11 @@ def test_merged_logits_equal_adapter_logits(tiny_base: BaseModel, tmp_path: Path
     assert float((merged(**inputs).logits - expected).abs().max()) < 1e-4
     assert not any("lora" in name for name, _ in merged.named_modules())
     save_merged(merged, tiny_base.processor, tmp_path / "merged")
-    reloaded = load_base(str(tmp_path / "merged"))
+    reloaded = load_base(str(tmp_path / "merged"), device=DEVICE.type)
     again = Collator(reloaded.processor, 512).train_batch(
         manifest.examples, [manifest.images(item) for item in manifest.examples]
     )
-    assert float((reloaded.model(**again.inputs).logits - expected).abs().max()) < 1e-4
+    assert float((reloaded.model(**again.to(DEVICE).inputs).logits - expected).abs().max()) < 1e-4
 
     remove_adapter(model)
     merged = merge_adapter(tiny_base, EVERYWHERE, state)  # from a plain base

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_architectures import ALL_KINDS, BASES, PARTS
+from helpers_device import DEVICE
 from helpers_training import mixed_cohort, random_state
 from peft import PeftModel
 
@@ -37,7 +38,8 @@ def test_a_merged_model_and_a_reread_adapter_give_the_adapters_logits(name: str,
     base, spec = BASES[name](), ALL_KINDS[name]
     manifest = mixed_cohort(tmp_path / "site")
     examples = manifest.examples[:5]
-    inputs = Collator(base.processor, 512).train_batch(examples, [manifest.images(item) for item in examples]).inputs
+    batch = Collator(base.processor, 512).train_batch(examples, [manifest.images(item) for item in examples])
+    inputs = batch.to(DEVICE).inputs
     plain = base.model(**inputs).logits
     model = add_adapter(base.model, spec, 0)
     start = adapter_state(model)
@@ -50,7 +52,7 @@ def test_a_merged_model_and_a_reread_adapter_give_the_adapters_logits(name: str,
     merged = merge_adapter(base, spec, state)
     assert float((merged(**inputs).logits - expected).abs().max()) < 1e-4
     save_merged(merged, base.processor, tmp_path / "merged")
-    reread = type(merged).from_pretrained(tmp_path / "merged")
+    reread = type(merged).from_pretrained(tmp_path / "merged").to(DEVICE)
     assert float((reread(**inputs).logits - expected).abs().max()) < 1e-4
 
     remove_adapter(model)
@@ -81,7 +83,7 @@ def test_keys_kinds_and_first_values(tiny_base: BaseModel) -> None:
         elif kind_of(key) == "lora_A":  # Kaiming uniform's bound; an embedding's input is one word
             inputs = 1 if "embedding_A" in key else value[0].numel()
             assert 0.9 < float(value.abs().max()) * inputs**0.5 <= 1.0
-    assert torch.equal(state["lm_head.weight"], before[f"{EMBED}.weight"])
+    assert torch.equal(state["lm_head.weight"], before[f"{EMBED}.weight"].cpu())
     assert [len(adapter_parameters(model, (kind,))) for kind in PLAIN] == [3, 3, 3]
     load_adapter_state(model, random_state(state))
     remove_adapter(model)

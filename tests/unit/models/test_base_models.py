@@ -127,6 +127,15 @@ def test_devices() -> None:
         resolve_device("tpu")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="TF32 is a GPU's")
+def test_a_gpus_convolutions_compute_in_float32() -> None:
+    torch.backends.cudnn.allow_tf32 = True  # torch's default
+    layer = load_base("fedmed-tiny", device="cuda").model.get_submodule("model.vision_tower.embeddings.patch_embedding")
+    pictures = torch.randn(64, 3, 28, 28, device="cuda")
+    exact = torch.nn.functional.conv2d(pictures.double(), layer.weight.double(), stride=4)
+    assert float((layer(pictures) - exact).norm() / exact.norm()) < 1e-5
+
+
 def test_a_build_is_repeatable_and_follows_its_seed(tmp_path: Path) -> None:
     hashes = [
         build_base(tmp_path / name, seed, schedule=TINY_SCHEDULE, threads=1, report=lambda line: None)["sha256"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers_device import DEVICE
 
 from fedmed.errors import PrivacyError
 from fedmed.privacy.clipping import RULES, clip_and_sum
@@ -14,13 +16,20 @@ SIZES = [(1,), (17,), (4, 12, 1), (4096,), (4095, 2), (3000, 5000, 1000)]
 LOW = (torch.bfloat16, torch.float16)
 
 
+@pytest.fixture(autouse=True)
+def _tensors_on_the_device() -> Iterator[None]:
+    with DEVICE:
+        yield
+
+
 def norm(value: torch.Tensor) -> float:
     return float(value.double().norm())
 
 
 def patients_of(count: int, size: int, scale: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    drawn = torch.randn(count, size, generator=torch.Generator().manual_seed(count + size), dtype=torch.float64)
-    return (drawn * scale).to(dtype)
+    generator = torch.Generator("cpu").manual_seed(count + size)
+    drawn = torch.randn(count, size, generator=generator, dtype=torch.float64, device="cpu")
+    return (drawn * scale).to(DEVICE, dtype)
 
 
 @pytest.mark.parametrize("rule", RULES)

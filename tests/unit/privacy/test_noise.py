@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers_device import DEVICES
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,9 +14,10 @@ from fedmed.privacy.noise import add_noise
 from fedmed.privacy.random import InsecureSeededRandom, SecureRandom
 
 
-def test_noise_has_the_asked_variance() -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_noise_has_the_asked_variance(device: torch.device) -> None:
     std, size = 2.5, 40_000
-    noisy = add_noise(torch.zeros(size), std, SecureRandom())
+    noisy = add_noise(torch.zeros(size, device=device), std, SecureRandom()).cpu()
     statistic = float((noisy.double() / std).square().sum())
     low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], df=size)
     assert low < statistic < high
@@ -23,8 +25,9 @@ def test_noise_has_the_asked_variance() -> None:
     assert stats.kstest(noisy.numpy() / std, "norm").pvalue > 1e-6
 
 
-def test_elements_get_independent_noise() -> None:
-    first, second = add_noise(torch.zeros(10_000), 1.0, SecureRandom()).split(5000)
+@pytest.mark.parametrize("device", DEVICES)
+def test_elements_get_independent_noise(device: torch.device) -> None:
+    first, second = add_noise(torch.zeros(10_000, device=device), 1.0, SecureRandom()).split(5000)
     assert abs(float((first * second).mean())) < 0.08
 
 

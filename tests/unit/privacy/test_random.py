@@ -8,11 +8,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from helpers_device import DEVICES
 from scipy import stats
 
 from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom, box_muller
-
-DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 
 @pytest.mark.parametrize("source", [SecureRandom(), InsecureSeededRandom(1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from helpers_device import DEVICE
 from helpers_training import EVERYWHERE, mixed_cohort, random_state
 
 from fedmed.data.collate import Collator
@@ -29,9 +30,9 @@ def test_generation_is_greedy(tiny_base: BaseModel, tmp_path: Path) -> None:
     manifest = mixed_cohort(tmp_path / "site")
     example = manifest.examples[0]
     inputs = Collator(tiny_base.processor).prompt_batch([example], [manifest.images(example)])
-    ids = inputs["input_ids"]
+    ids, pixels = inputs["input_ids"].to(DEVICE), inputs["pixel_values"].to(DEVICE)
     for _ in range(3):  # without a cache, one whole pass a token
-        logits = tiny_base.model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+        logits = tiny_base.model(input_ids=ids, pixel_values=pixels).logits
         ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
     tokenizer = tiny_base.processor.tokenizer
     expected = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
@@ -43,7 +44,9 @@ def test_an_answer_stops_at_the_end_token(tiny_base: BaseModel, tmp_path: Path) 
     end = tiny_base.processor.tokenizer.eos_token_id
     with torch.no_grad():  # every next token is the end token
         tiny_base.model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(tiny_base.model.lm_head.weight))
-        tiny_base.model.lm_head.bias = torch.nn.Parameter(torch.zeros(tiny_base.model.lm_head.out_features))
+        tiny_base.model.lm_head.bias = torch.nn.Parameter(
+            torch.zeros(tiny_base.model.lm_head.out_features, device=DEVICE)
+        )
         tiny_base.model.lm_head.bias[end] = 1.0
     assert answers(tiny_base, manifest, 8) == [""] * len(manifest.examples)
 

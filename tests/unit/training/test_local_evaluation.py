@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers_device import DEVICE
 from helpers_training import plan, random_state
 
 from fedmed.data.collate import IGNORE, Collator
@@ -48,7 +49,7 @@ def by_hand(base: BaseModel, manifest: Manifest) -> list[float]:
         right = 0
         for record in records:
             example = manifest.examples[record]
-            batch = collator.train_batch([example], [manifest.images(example)])
+            batch = collator.train_batch([example], [manifest.images(example)]).to(DEVICE)
             with torch.no_grad():
                 logits = base.model(**batch.inputs).logits[0]
             right += all(
@@ -61,7 +62,7 @@ def by_hand(base: BaseModel, manifest: Manifest) -> list[float]:
 
 
 def test_without_noise_the_counts_are_those_of_an_evaluation_by_hand(cohort: Manifest) -> None:
-    base = load_base("fedmed-tiny")
+    base = load_base("fedmed-tiny", device=DEVICE.type)
     shares = by_hand(base, cohort)
     assert 0 < sum(shares) < len(shares), "the model must be right about some and wrong about some"
     assert any(0 < share < 1 for share in shares), "some patient must be half right"
@@ -73,10 +74,11 @@ def test_without_noise_the_counts_are_those_of_an_evaluation_by_hand(cohort: Man
 
 def test_an_answer_is_right_where_greedy_decoding_gives_it(cohort: Manifest) -> None:
     """One forward pass says what generating word for word would have said."""
-    base, examples = load_base("fedmed-tiny"), cohort.examples
+    base, examples = load_base("fedmed-tiny", device=DEVICE.type), cohort.examples
     images = [cohort.images(example) for example in examples]
     given = generate_answers(base, base.processor, examples, images, batch_size=24, max_new_tokens=24)
-    right = answers_right(base.model, Collator(base.processor).train_batch(examples, images), "float32")
+    batch = Collator(base.processor).train_batch(examples, images).to(DEVICE)
+    right = answers_right(base.model, batch, "float32")
     assert right.tolist() == [answer == example.answer for answer, example in zip(given, examples, strict=True)]
 
 
@@ -136,7 +138,7 @@ def test_a_round_after_counting_is_the_round_without_it(tiny_base: BaseModel, co
 def test_out_of_memory_repeats_the_same_draw_in_smaller_batches(
     cohort: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, real = load_base("fedmed-tiny"), local_evaluation.answers_right
+    base, real = load_base("fedmed-tiny", device=DEVICE.type), local_evaluation.answers_right
     whole = LocalTrainer(base, cohort, InsecureSeededRandom(3)).count(counting(sample_rate=0.5), {}, 0)
 
     def small(model, batch, precision):
@@ -145,7 +147,7 @@ def test_out_of_memory_repeats_the_same_draw_in_smaller_batches(
         return real(model, batch, precision)
 
     monkeypatch.setattr(local_evaluation, "answers_right", small)
-    trainer = LocalTrainer(load_base("fedmed-tiny"), cohort, InsecureSeededRandom(3))
+    trainer = LocalTrainer(load_base("fedmed-tiny", device=DEVICE.type), cohort, InsecureSeededRandom(3))
     assert trainer.count(counting(sample_rate=0.5, physical_batch=8), {}, 0) == whole
 
 
