@@ -140,12 +140,16 @@ def add_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         # PEFT asks transformers by a name that it will drop: nothing that a user could mend.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-        adapted = cast(PeftModel, get_peft_model(model, config))
-    for wrapper in _saved_wrappers(adapted):
-        wrapper.modules_to_save.float()
-    if spec.core:
-        add_core(adapted)
-    reset_adapter(adapted, seed)
+        try:
+            adapted = cast(PeftModel, get_peft_model(model, config))
+            for wrapper in _saved_wrappers(adapted):
+                wrapper.modules_to_save.float()
+            if spec.core:
+                add_core(adapted)
+            reset_adapter(adapted, seed)
+        except BaseException:  # a GPU that is full: the next attempt must find the plain model
+            remove_adapter(model)
+            raise
     return adapted
 
 

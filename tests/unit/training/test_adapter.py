@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from helpers_training import EVERYWHERE
+from peft.tuners.lora.layer import Linear as LoraLinear
 from safetensors.torch import save
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, PreTrainedModel
 from transformers import Qwen2_5_VLConfig as QwenConfig
@@ -116,6 +118,27 @@ def test_a_second_adapter_is_refused(tiny_base: BaseModel) -> None:
     add_adapter(tiny_base.model, EVERYWHERE, 0)
     with pytest.raises(ModelError, match="already"):
         add_adapter(tiny_base.model, EVERYWHERE, 0)
+
+
+@pytest.mark.parametrize("after", [0, 1, 7])
+def test_an_adapter_that_runs_out_of_memory_leaves_the_plain_model(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """As on a GPU that another process fills: so many layers have their adapter, the next has no room."""
+    names = {name for name, _ in tiny_base.model.named_modules()}
+    update, calls = LoraLinear.update_layer, itertools.count()
+
+    def limited(*arguments: object, **options: object) -> None:
+        if next(calls) == after:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        update(*arguments, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraLinear, "update_layer", limited)
+        with pytest.raises(torch.OutOfMemoryError):
+            add_adapter(tiny_base.model, EVERYWHERE, 0)
+    assert {name for name, _ in tiny_base.model.named_modules()} == names
+    assert adapter_state(add_adapter(tiny_base.model, EVERYWHERE, 0))
 
 
 @pytest.mark.parametrize(
