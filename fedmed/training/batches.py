@@ -1,7 +1,7 @@
 """What a step computes on: drawn records in physical batches. In: records per drawn patient; out: chunks with owners.
 
     >>> pack([[0, 1], [2], [3, 4, 5]], physical_batch=3)
-    [Group(patients=((0, 1), (2,))), Group(patients=((3, 4, 5),))]
+    [Group(patients=((2,), (0, 1))), Group(patients=((3, 4, 5),))]
 
 A patient's records stay in one group, and a group is clipped as a whole, so a patient is clipped exactly once. A group
 is one physical batch, unless a single patient has more records than that: then the group has several chunks, whose
@@ -42,7 +42,10 @@ class Chunk:
 
 
 def pack(patients: Sequence[Sequence[int]], physical_batch: int) -> list[Group]:
-    """Groups of at most `physical_batch` records, or of one patient with more; the order is kept."""
+    """Groups of at most `physical_batch` records, or of one patient with more, in the order given.
+
+    Within a group patients with equally many records stand together: see `Segments.runs`.
+    """
     groups: list[list[tuple[int, ...]]] = []
     filled = 0
     for records in patients:
@@ -51,7 +54,7 @@ def pack(patients: Sequence[Sequence[int]], physical_batch: int) -> list[Group]:
             filled = 0
         groups[-1].append(tuple(records))
         filled += len(records)
-    return [Group(tuple(group)) for group in groups]
+    return [Group(tuple(sorted(group, key=len))) for group in groups]
 
 
 def chunks(group: Group, physical_batch: int) -> Iterator[Chunk]:

@@ -32,15 +32,12 @@ class Matrix:
         """For each patient: left_p^T right_p [a, b], from left [N, a] and right [N, b], into the parameter's columns."""
         part = self.values[:, self.columns[id(parameter)]]
         shape = (left.shape[1], right.shape[1])
-        if segments.uniform:
-            count = len(segments.lengths)
-            product = torch.bmm(left.unflatten(0, (count, -1)).transpose(1, 2), right.unflatten(0, (count, -1)))
-            part.unflatten(1, shape).add_(product)
-            return
-        pieces = zip(left.split(segments.lengths), right.split(segments.lengths), part, strict=True)
-        for own_left, own_right, row in pieces:
-            if len(own_left):
-                row.view(shape).add_(own_left.T @ own_right)
+        # One product for all patients with equally many records: of one each, a GPU would wait longer for the starts than
+        # it computes.
+        for patients, positions in segments.runs:
+            rows = part[patients].unflatten(1, shape)
+            own_left, own_right = (side[positions].unflatten(0, (len(rows), -1)) for side in (left, right))
+            rows.add_(torch.bmm(own_left.transpose(1, 2), own_right))
 
     def add_rows(self, parameter: Tensor, values: Tensor, ids: Tensor, segments: Segments, axis: int) -> None:
         """For each patient: values [N, a] added at ids [N] along the parameter's `axis`."""
@@ -52,8 +49,9 @@ class Matrix:
     def add_sums(self, parameter: Tensor, values: Tensor, segments: Segments) -> None:
         """For each patient: the sum of its positions of values [N, a], into the parameter's columns."""
         part = self.values[:, self.columns[id(parameter)]]
-        for own, row in zip(values.split(segments.lengths), part, strict=True):
-            row.add_(own.float().sum(0))
+        for patients, positions in segments.runs:
+            rows = part[patients]
+            rows.add_(values[positions].unflatten(0, (len(rows), -1)).float().sum(1))
 
 
 @dataclass(frozen=True)

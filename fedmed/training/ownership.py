@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from fedmed.errors import PrivacyError
 
@@ -38,9 +38,15 @@ class Segments:
     lengths: list[int]
 
     @cached_property
-    def uniform(self) -> bool:
-        """Whether every patient owns equally many."""
-        return min(self.lengths) == max(self.lengths)
+    def runs(self) -> list[tuple[slice, slice]]:
+        """Neighbouring patients who own equally many: the patients, and their positions. Whoever owns none is left out."""
+        found, patient, position = [], 0, 0
+        for length, same in groupby(self.lengths):
+            count = sum(1 for _ in same)
+            if length:
+                found.append((slice(patient, patient + count), slice(position, position + count * length)))
+            patient, position = patient + count, position + count * length
+        return found
 
 
 class Owners:

@@ -245,7 +245,8 @@ def test_examples_are_read_once(tiny_base: BaseModel, cohort: Manifest, tmp_path
 
 
 def test_packing_keeps_patients_whole() -> None:
-    assert pack([[0, 1], [2], [3, 4, 5], [6]], 3) == [Group(((0, 1), (2,))), Group(((3, 4, 5),)), Group(((6,),))]
+    assert pack([[0, 1], [2], [3, 4, 5], [6]], 3) == [Group(((2,), (0, 1))), Group(((3, 4, 5),)), Group(((6,),))]
+    assert pack([[0, 1], [2], [3, 4], [5]], 6) == [Group(((2,), (5,), (0, 1), (3, 4)))]
     assert pack([], 3) == []
     (large,) = pack([[1, 2, 3, 4, 5]], 2)
     parts = list(chunks(large, 2))
