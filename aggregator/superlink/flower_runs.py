@@ -171,8 +171,11 @@ def _flwr(env: Mapping[str, str], *arguments: str) -> dict[str, Any]:
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
         reply = json.loads(done.stdout[done.stdout.index("{") :])
-    except (subprocess.TimeoutExpired, ValueError):
-        reply = {"error-message": "no answer"}
+    except subprocess.TimeoutExpired:
+        reply = {"error-message": f"no answer within {START_TIMEOUT_S:g} s"}
+    except ValueError:  # no JSON: it broke down itself, such as over a missing package
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+        reply = {"error-message": f"no answer, but {said[-1][:300]}"}
     if not reply.get("success"):
         raise FederationError(
             f"`flwr {arguments[0]}` failed: {' '.join(str(reply.get('error-message')).split())}",
