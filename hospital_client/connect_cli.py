@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmed.errors import ConfigError, FedMedError
+from fedmed.heap import large_blocks_apart
 from hospital_client.consent_cli import Folder
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def connect(
         raise ConfigError(["--root-certificates, --node-key and --insecure go with --superlink"], "give --superlink")
     else:
         connector = _as_joined(directory)
+    large_blocks_apart()
     _run(connector)
 
 

@@ -33,7 +33,6 @@ from aggregator.aggregation.mean import layout, select
 from aggregator.aggregation.run import Aggregation, RoundAggregate, Taken
 from aggregator.joining.admitted import standing_warnings, why_absent
 from aggregator.rounds.exchange import Exchange, Reply
-from aggregator.rounds.heap import trim
 from aggregator.rounds.presence import Presence
 from aggregator.rounds.roster import Roster
 from aggregator.rounds.store import RoundRecord, RoundStore, SiteReport
@@ -41,6 +40,7 @@ from aggregator.rounds.tasks import check_reply, make_task, plan_privacy
 from aggregator.watching.events import EventLog, printable
 from fedmed.config import Experiment
 from fedmed.errors import FederationError, FedMedError
+from fedmed.heap import trim
 from fedmed.messages import TrainResult, TrainTask, encode, sha256_hex
 from fedmed.metrics.scores import Scores
 from fedmed.models.encoding import State, encode_parts

@@ -13,6 +13,12 @@ from aggregator.superlink.hooks import Pair
 from aggregator.superlink.superexec import start_without_token
 
 
+def test_what_the_superlink_imports_is_set_aside_from_the_search_for_cycles() -> None:
+    program = "import gc; from aggregator.superlink import main as m; m.flower_superlink = lambda: print(gc.get_freeze_count())"
+    done = subprocess.run([sys.executable, "-c", f"{program}; m.main()"], check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 50_000
+
+
 @pytest.fixture
 def consortium(tmp_path: Path) -> provision.Consortium:
     return provision.init(tmp_path / "c", ["aggregator.example.org"])
