@@ -40,7 +40,7 @@ from aggregator.rounds.tasks import check_reply, make_task, plan_privacy
 from aggregator.watching.events import EventLog, printable
 from fedmed.config import Experiment
 from fedmed.errors import FederationError, FedMedError
-from fedmed.heap import trim
+from fedmed.heap import tensors_apart, trim
 from fedmed.messages import TrainResult, TrainTask, encode, sha256_hex
 from fedmed.metrics.scores import Scores
 from fedmed.models.encoding import State, encode_parts
@@ -218,6 +218,7 @@ class Federation:
         frame = encode(task, encode_parts(select(sent, method.down), task.dtype))
         return _Order(task, sha256_hex(frame), sent, layout(sent, task.returned)), frame
 
+    @tensors_apart()
     def _exchange_once(self, current: _Round, nodes: dict[int, str]) -> None:
         asked_equal = self._experiment.federation.weighting == "equal"
         current.equal = asked_equal or any(self.roster.sites[node].num_patients == 0 for node in nodes)
