@@ -98,8 +98,10 @@ class FlowerExchange:
 
     def nodes(self) -> list[int]:
         for message_id in list(self._late):
-            if self._pull(message_id, LATE_S):
+            if message := self._pull(message_id, LATE_S):
                 self._came_late.append(self._late.pop(message_id))
+                if message.has_content():
+                    release(message.content)
         return sorted(self.online() - set(self._late.values()))
 
     def online(self) -> set[int]:

@@ -29,6 +29,7 @@ class MemoryGrid(Grid):
         self.answers = answers
         self.sent: dict[str, Message] = {}
         self.pulled: list[int] = []
+        self.given: list[Message] = []
         self.offline: Error | None = None
 
     def set_run(self, run):
@@ -61,7 +62,8 @@ class MemoryGrid(Grid):
             return []
         self.pulled.append(sent.metadata.dst_node_id)
         content = answer if isinstance(answer, Error) else pack(answer)
-        return [Message(content, reply_to=sent)]
+        self.given.append(Message(content, reply_to=sent))
+        return self.given[-1:]
 
     def send_and_receive(self, messages, *, timeout=None):
         raise AssertionError("the exchange pulls replies itself")
@@ -102,6 +104,7 @@ def test_a_node_that_owes_an_answer_is_not_given_another_task():
     grid.answers[2] = b"late"
     assert exchange.nodes() == [1, 2]
     assert (exchange.late(), exchange.late()) == ([2], [])
+    assert not grid.given[-1].content.array_records["fedmed"]
     assert [reply.frame for reply in exchange.send({2: b"next"}, deadline_s=0.05)] == [b"late"]
 
 
