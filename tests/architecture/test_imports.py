@@ -37,7 +37,12 @@ FORBIDDEN = [
     ("hospital_client/", ("mlflow", "fastapi", "uvicorn", "openai", "matplotlib", "jinja2"), "not installed there"),
 ]
 # Libraries that one place alone may know.
-ONLY_IN = {"mlflow": ("aggregator/registry/",), "opacus": ("fedmed/privacy/accounting.py",)}
+ONLY_IN = {
+    "mlflow": ("aggregator/registry/",),
+    "opacus": ("fedmed/privacy/accounting.py",),
+    "sacrebleu": ("fedmed/metrics/text.py",),
+    "rouge_score": ("fedmed/metrics/text.py",),
+}
 
 HEAVY = ("torch", "transformers", "peft", "opacus")
 LIGHT = [
