@@ -21,6 +21,7 @@ None of them knows what a negation is: "no effusion" and "effusion" are half the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fedmed.errors import DataError
 from fedmed.metrics.cider import cider_d
@@ -48,11 +49,13 @@ def text_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
 
 def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]], order: int) -> float:
     """BLEU-`order`, in [0, 1]."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
-    # sacrebleu wants the first reference of every text, then the second of every text; None where there is none.
+    # The first reference of every text, then the second of every text; None where there is none, which its type does not say.
     most = max(len(known) for known in references)
-    columns = [[_joined(known[place]) if place < len(known) else None for known in references] for place in range(most)]
+    columns: list[Any] = [
+        [_joined(known[place]) if place < len(known) else None for known in references] for place in range(most)
+    ]
     metric = BLEU(max_ngram_order=order, tokenize="none", force=True)
     return float(metric.corpus_score([_joined(text) for text in texts], columns).score) / 100
 
