@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from fedmed.errors import DataError
-from fedmed.metrics.scores import tokens
+from fedmed.metrics.scores import ngrams, tokens
 
 ORDERS = (1, 2, 3, 4)
 SIGMA = 6.0
@@ -66,7 +66,7 @@ class _Weights:
 
     def vector(self, words: Sequence[str], n: int) -> dict[Gram, float]:
         """n-gram -> count times weight."""
-        counts = Counter(_ngrams(words, n))
+        counts = Counter(ngrams(words, n))
         return {gram: count * (self._items - math.log(max(1, self._held[gram]))) for gram, count in counts.items()}
 
 
@@ -88,8 +88,4 @@ def _cosine(text: dict[Gram, float], reference: dict[Gram, float]) -> float:
 
 
 def _all_ngrams(words: Sequence[str]) -> list[Gram]:
-    return [gram for n in ORDERS for gram in _ngrams(words, n)]
-
-
-def _ngrams(words: Sequence[str], n: int) -> list[Gram]:
-    return [tuple(words[place : place + n]) for place in range(len(words) - n + 1)]
+    return [gram for n in ORDERS for gram in ngrams(words, n)]

@@ -38,6 +38,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from fedmed.metrics.scores import ngrams
+
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -163,14 +165,10 @@ def _share(given: Counter[str], words: set[str]) -> float:
 
 def _precision(given: Sequence[str], references: Sequence[Sequence[str]], n: int) -> float:
     """BLEU's clipped n-gram precision (Papineni et al., 2002)."""
-    own = _ngrams(given, n)
-    known = [_ngrams(reference, n) for reference in references]
+    own = Counter(ngrams(given, n))
+    known = [Counter(ngrams(reference, n)) for reference in references]
     clipped = sum(min(count, max(counts[gram] for counts in known)) for gram, count in own.items())
     return clipped / max(1, own.total())
-
-
-def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(tuple(words[place : place + n]) for place in range(len(words) - n + 1))
 
 
 def _nearest(choices: Sequence[str], text: str) -> int | None:

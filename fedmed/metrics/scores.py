@@ -73,6 +73,11 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(folded) or folded.split()
 
 
+def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """The runs of `n` neighbouring words, in order; none where there are fewer words."""
+    return [tuple(words[place : place + n]) for place in range(len(words) - n + 1)]
+
+
 def normalise_answer(text: str) -> str:
     """An answer in the form in which answers are compared: its tokens, one space between."""
     return " ".join(tokens(text))
