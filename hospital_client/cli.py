@@ -200,14 +200,13 @@ def import_(
     split_rule: Annotated[str, typer.Option(help="official, or image: no image in two splits")] = "official",
 ) -> None:
     """Turn a data set into a manifest that a site can train on."""
-    from fedmed.data.importers import importer
+    from fedmed.data.importers import Tally, importer
     from fedmed.data.manifest import write_manifest
 
-    imported = importer(name).read(source, split=split, split_rule=split_rule)
-    manifest = write_manifest(destination, imported.examples)
-    left_out = sum(imported.quarantined.values())
-    typer.echo(f"{imported.rows_read} rows read, {len(manifest.examples)} examples of {manifest.num_patients} patients")
-    typer.echo(f"  {left_out} rows left out" + "".join(f"; {why}: {n}" for why, n in imported.quarantined.items()))
+    tally = Tally()
+    manifest = write_manifest(destination, importer(name).stream(source, tally, split=split, split_rule=split_rule))
+    typer.echo(f"{tally.rows_read} rows read, {len(manifest.examples)} examples of {manifest.num_patients} patients")
+    typer.echo(f"  {tally.left_out} rows left out" + "".join(f"; {why}: {n}" for why, n in tally.quarantined.items()))
     typer.echo(f"  manifest in {destination}")
 
 

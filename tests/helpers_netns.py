@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class Machines:
 @contextmanager
 def two_machines() -> Iterator[Machines]:
     """Made by root, taken down by name at the end; both know each other as AGGREGATOR_NAME and by address."""
-    mark = os.getpid()
+    mark = secrets.token_hex(4)  # not the process' number: what a killed test left behind may have had the same one
     machines = Machines(f"fedmed-a-{mark}", f"fedmed-h-{mark}")
     ends = {machines.aggregator: (f"fma{mark}", AGGREGATOR_IP), machines.hospital: (f"fmh{mark}", HOSPITAL_IP)}
     try:

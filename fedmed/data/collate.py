@@ -12,22 +12,25 @@ Shapes: B examples, L tokens, R rows of the vision tower's leading axis. A row i
 | ------------------------------------------ | ------------------------------------------------------------------------ |
 | answer                                     | tokenised after the prompt's own tokens, exactly where generation starts |
 | answer without an end token in the template| the tokenizer's end token is added, and learnt                           |
+| history                                    | earlier turns of the same conversation; only the answer is learnt        |
+| as many image marks as images              | each image at its mark; else the marks are taken out, all images first   |
 | special tokens inside a question or answer | taken out: they are markup, and would move images                        |
-| longer than max_length                     | words are cut from the end of the question; never from the answer        |
-| too long even without a question           | DataError with the numbers                                               |
+| longer than max_length                     | words are cut from the end of the question (never an image mark), then   |
+|                                            | the oldest exchange without an image goes; never from the answer         |
+| too long even then                         | DataError with the numbers                                               |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from fedmed.data.conversation import Conversation
 from fedmed.data.schema import Example
 from fedmed.errors import DataError, ModelError
 
@@ -90,7 +93,7 @@ class Collator:
         self._processor = processor
         self._tokenizer = processor.tokenizer
         self._max_length = max_length
-        self._answers: dict[tuple[str, str, int], Tensor] = {}
+        self._answers: dict[tuple[Conversation, str], Tensor] = {}
         if self._tokenizer.eos_token_id is None:
             raise ModelError("the base model's tokenizer has no end token, expected one to stop answers at")
         pad = self._tokenizer.pad_token_id
@@ -98,20 +101,19 @@ class Collator:
 
     def encode(self, example: Example, images: Sequence[Image]) -> Encoded:
         """One example's tokens and image tensors. Raises DataError when it does not fit `max_length`."""
-        answer = self._encode_answer(example, len(images))
-        question = self._clean(example.question)
-        prompt = self._encode_prompt(question, images)
+        said = self._conversation(example, images)
+        answer = self._encode_answer(said, example.answer)
+        prompt = self._encode_prompt(said, images)
         while (excess := prompt["input_ids"].shape[1] + len(answer) - self._max_length) > 0:
-            words = question.split()
-            if not words:
+            shorter = said.shorter(excess, self._num_tokens)
+            if shorter is None:
                 raise DataError(
                     f"a record needs {self._max_length + excess} tokens without its question, expected at most "
                     f"{self._max_length}",
                     _TOO_LONG,
                 )
-            tokens = len(self._tokenizer(question, add_special_tokens=False)["input_ids"])
-            question = " ".join(words[: min(len(words) - 1, len(words) * max(0, tokens - excess) // tokens)])
-            prompt = self._encode_prompt(question, images)
+            said = shorter
+            prompt = self._encode_prompt(said, images)
         return _split(prompt, answer)
 
     def encode_all(self, examples: Sequence[Example], images: Sequence[Sequence[Image]]) -> list[Encoded]:
@@ -174,13 +176,22 @@ class Collator:
             else [part.clone() for part in value.split(rows)]
             for key, value in prompts.items()
         }
-        answers = [self._encode_answer(example, count) for example, count in zip(examples, rows, strict=True)]
+        answers = [
+            self._encode_answer(self._conversation(example, own), example.answer)
+            for example, own in zip(examples, images, strict=True)
+        ]
         alone = [{key: values[index] for key, values in parts.items()} for index in range(len(examples))]
         encoded = [_split(prompt, answer) for prompt, answer in zip(alone, answers, strict=True)]
         return encoded if max(item.length for item in encoded) <= self._max_length else None
 
-    def _encode_prompt(self, question: str, images: Sequence[Image]) -> dict[str, Tensor]:
-        return self._process([self._render(question, len(images), None)], [images] if images else [])
+    def _conversation(self, example: Example, images: Sequence[Image]) -> Conversation:
+        return Conversation.of(example, len(images), self._clean)
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_prompt(self, said: Conversation, images: Sequence[Image]) -> dict[str, Tensor]:
+        return self._process([self._render(said, None)], [images] if images else [])
 
     def _process(self, texts: Sequence[str], images: Sequence[Sequence[Image]]) -> dict[str, Tensor]:
         # A template that writes the start token itself must not get a second one from the tokenizer.
@@ -195,36 +206,28 @@ class Collator:
         )
         return dict(encoded)
 
-    def _encode_answer(self, example: Example, num_images: int) -> Tensor:
+    def _encode_answer(self, said: Conversation, answer: str) -> Tensor:
         """Tokens of what the template writes after the prompt, up to and with the end token."""
-        key = (self._clean(example.question), self._clean(example.answer), num_images)
+        key = (said, self._clean(answer))
         if key not in self._answers:  # closed questions repeat, and rendering templates takes a third of encoding
             self._answers[key] = self._tokenize_answer(*key)
         return self._answers[key]
 
-    def _tokenize_answer(self, question: str, answer: str, num_images: int) -> Tensor:
-        prompt = self._render(question, num_images, None)
-        whole = self._render(question, num_images, answer)
+    def _tokenize_answer(self, said: Conversation, answer: str) -> Tensor:
+        prompt, whole = self._render(said, None), self._render(said, answer)
         text = whole.removeprefix(prompt) if whole.startswith(prompt) else answer
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         end: int = self._tokenizer.eos_token_id
         return torch.tensor([*ids[: ids.index(end)], end] if end in ids else [*ids, end])
 
     def _render_prompts(self, examples: Sequence[Example], images: Sequence[Sequence[Image]]) -> list[str]:
-        return [
-            self._render(self._clean(example.question), len(own), None)
-            for example, own in zip(examples, images, strict=True)
-        ]
+        pairs = zip(examples, images, strict=True)
+        return [self._render(self._conversation(example, own), None) for example, own in pairs]
 
-    def _render(self, question: str, num_images: int, answer: str | None) -> str:
-        content: list[dict[str, str]] = [
-            *({"type": "image"} for _ in range(num_images)),
-            {"type": "text", "text": question},
-        ]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if answer is not None:
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        text: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+    def _render(self, said: Conversation, answer: str | None) -> str:
+        text: str = self._processor.apply_chat_template(
+            said.messages(answer), tokenize=False, add_generation_prompt=answer is None
+        )
         return text
 
     def _clean(self, text: str) -> str:

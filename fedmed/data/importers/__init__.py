@@ -10,18 +10,19 @@
 | a row that cannot be used (image missing, empty answer) | quarantines it, counted under the reason       |
 | a split or a split rule that it does not offer          | DataError naming what it offers                |
 
-Importers never unpickle and take nothing from the network. To add one: a class or instance with the members of
-`Importer` in a file of its own, and `register` below.
+Importers never unpickle and take nothing from the network. To add one: an `Importer` in a file of its own, and its
+entry in the tuple below. What they share: rows (JSON, JSON Lines, CSV) and their fields in `rows`, image files in
+`folder_images`.
 """
 
 from __future__ import annotations
 
-from fedmed.data.importers.base import SPLIT_RULES, Imported, Importer
+from fedmed.data.importers.base import SPLIT_RULES, Imported, Importer, Tally
 from fedmed.data.importers.medmnist import PNEUMONIA
 from fedmed.data.importers.vqa_rad import VqaRad
 from fedmed.errors import DataError
 
-__all__ = ["IMPORTERS", "SPLIT_RULES", "Imported", "Importer", "importer", "register"]
+__all__ = ["IMPORTERS", "SPLIT_RULES", "Imported", "Importer", "Tally", "importer", "register"]
 
 IMPORTERS: dict[str, Importer] = {}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 from fedmed.data.schema import SPLITS, Example, Split
 from fedmed.errors import DataError
@@ -13,12 +15,29 @@ from fedmed.errors import DataError
 SPLIT_RULES = ("official", "image")
 
 
-@dataclass(frozen=True)
-class Imported:
-    """Examples of one split, with what became of every row of the source.
+@dataclass
+class Tally:
+    """What became of the rows of a source so far: read = kept + quarantined, once a stream has ended.
 
     Attributes:
-        examples: the rows kept; images as bytes that decode.
+        rows_read: rows of the split.
+        quarantined: reason -> rows left out for it. A reason names no row.
+    """
+
+    rows_read: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def left_out(self) -> int:
+        return self.quarantined.total()
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Examples of one split in memory, with what became of every row of the source.
+
+    Attributes:
+        examples: those of the rows kept; images as bytes that decode.
         rows_read: rows of this split in the source: kept plus quarantined.
         quarantined: reason -> rows left out for it. A reason names no row.
     """
@@ -28,8 +47,8 @@ class Imported:
     quarantined: Mapping[str, int]
 
 
-class Importer(Protocol):
-    """Reads one format.
+class Importer(ABC):
+    """Reads one format. A row makes one example, or several (a conversation), or is quarantined.
 
     Attributes:
         name: as `data.source` of an experiment names it, and as `Example.source` holds it.
@@ -37,16 +56,25 @@ class Importer(Protocol):
         filename: the file or folder that it looks for under $FEDMED_DATA_DIR.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def description(self) -> str: ...
-    @property
-    def filename(self) -> str: ...
+    name: str
+    description: str
+    filename: str
+
+    @abstractmethod
+    def stream(self, path: Path, tally: Tally, *, split: str, split_rule: str = "official") -> Iterator[Example]:
+        """The examples of a split (train, val or test), one after the other; images as bytes that decode.
+
+        Memory holds a few rows at a time, however many the source has. The tally is complete when the stream has ended.
+
+        Raises:
+            DataError: as the package's table says; a wrong split before the first example is asked for.
+        """
 
     def read(self, path: Path, *, split: str, split_rule: str = "official") -> Imported:
-        """The examples of a split (train, val or test). Raises DataError as the package's table says."""
-        ...
+        """The whole split in memory. Raises DataError as `stream`."""
+        tally = Tally()
+        examples = tuple(self.stream(path, tally, split=split, split_rule=split_rule))
+        return Imported(examples, tally.rows_read, dict(tally.quarantined))
 
 
 def require_split(name: str, split: str, split_rule: str, rules: tuple[str, ...] = SPLIT_RULES) -> Split:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from fedmed.data.images import encode_png
-from fedmed.data.importers.base import Imported, require_split
+from fedmed.data.importers.base import Importer, Tally, require_split
 from fedmed.data.schema import Example, ImageRef, Split
 from fedmed.errors import DataError
 
@@ -37,7 +37,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class MedMnist:
+class MedMnist(Importer):
     """Importer of one MedMNIST file.
 
     Attributes:
@@ -51,19 +51,22 @@ class MedMnist:
     question: str
     labels: Mapping[int, Label]
 
-    def read(self, path: Path, *, split: str, split_rule: str = "official") -> Imported:
+    def stream(self, path: Path, tally: Tally, *, split: str, split_rule: str = "official") -> Iterator[Example]:
         """The official split; there is no other, since every image is its own patient.
 
         Raises:
             DataError: not an npz file of plain arrays, or arrays of other keys, shapes, types or labels.
         """
         kind = require_split(self.name, split, split_rule, rules=("official",))
-        images, labels = self._arrays(path, kind)
-        examples = (self._example(index, *pair, kind) for index, pair in enumerate(zip(images, labels, strict=True)))
-        return Imported(tuple(examples), rows_read=len(images), quarantined={})
+        return self._examples(*self._arrays(path, kind), tally, kind)
+
+    def _examples(self, images: np.ndarray, labels: np.ndarray, tally: Tally, split: Split) -> Iterator[Example]:
+        for index, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+            tally.rows_read += 1
+            yield self._example(index, pixels, int(label), split)
 
     def _example(self, index: int, pixels: np.ndarray, label: int, split: Split) -> Example:
-        meaning = self.labels[int(label)]
+        meaning = self.labels[label]
         return Example(
             patient=f"{split}-{index:06d}",
             images=(ImageRef(data=encode_png(pixels)),),

@@ -26,51 +26,54 @@ question types. Attributes: organ, answer_type, question_type (sorted, joined by
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from fedmed.data.images import is_readable, read_image
-from fedmed.data.importers.base import Imported, require_split
+from fedmed.data.importers.base import Importer, Tally, require_split
+from fedmed.data.importers.folder_images import FolderImages
+from fedmed.data.importers.rows import json_rows, text
 from fedmed.data.schema import AnswerType, Example, ImageRef, Split
-from fedmed.errors import DataError
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
 _FILES = ("trainset.json", "testset.json")
 _FIELDS = ("image_name", "image_organ", "answer", "answer_type", "question_type", "question", "phrase_type")
+_KINDS = {"answer": (str, int)}
 _TYPE_TYPOS = {"ATRIB": "ATTRIB", "PRSE": "PRES"}
 
 
-class VqaRad:
+class VqaRad(Importer):
     """Importer of the folder that holds the two JSON files and `images/`."""
 
     name = "vqa_rad"
     description = "315 CT, MR and X-ray images with 3,515 questions by clinicians (CC0 1.0)"
     filename = "vqa_rad"
 
-    def read(self, path: Path, *, split: str, split_rule: str = "official") -> Imported:
+    def stream(self, path: Path, tally: Tally, *, split: str, split_rule: str = "official") -> Iterator[Example]:
         """The examples of a split, by the rules in the module's table.
 
         Raises:
             DataError: folder or file missing, not JSON, or a row whose field is missing or of another type.
         """
         kind = require_split(self.name, split, split_rule)
-        rows = [row for row in _rows(path) if _split_of(row, split_rule) == split]
-        images = _Images(path / "images")
-        reasons: Counter[str] = Counter()
-        examples: dict[tuple[str, str, str], Example] = {}
-        for number, row in enumerate(rows):
-            reason = _why_unusable(row) or images.why_unusable(row["image_name"])
-            # The official rule keeps repeated rows: a number makes each its own.
-            key = (row["image_name"], row["question"].lower(), row["answer"].lower())
-            key = key if split_rule == "image" else (*key[:2], str(number))
-            if reason or key in examples:
-                reasons[reason or "repeats another row"] += 1
-            else:
-                examples[key] = _example(row, images.data(row["image_name"]), kind)
-        return Imported(tuple(examples.values()), len(rows), dict(reasons))
+        rows = (row for row in _rows(path) if _split_of(row, split_rule) == split)
+        return _examples(rows, FolderImages(path / "images"), tally, kind, once=split_rule == "image")
+
+
+def _examples(
+    rows: Iterable[dict[str, str]], images: FolderImages, tally: Tally, split: Split, *, once: bool
+) -> Iterator[Example]:
+    """Of the usable rows; with `once`, of each image, question and answer only the first."""
+    seen: set[tuple[str, str, str]] = set()
+    for row in rows:
+        tally.rows_read += 1
+        data, unusable = images.load(row["image_name"])
+        key = (row["image_name"], row["question"].lower(), row["answer"].lower())
+        reason = _why_unusable(row) or unusable or ("repeats another row" if once and key in seen else "")
+        if reason:
+            tally.quarantined[reason] += 1
+        else:
+            seen.add(key)
+            yield _example(row, data, split)
 
 
 def image_share(image_name: str) -> float:
@@ -89,30 +92,9 @@ def _split_of(row: dict[str, str], rule: str) -> str:
 def _rows(folder: Path) -> Iterator[dict[str, str]]:
     """All rows of both files, each field a text without stray spaces, with the name of its file."""
     for name in _FILES:
-        try:
-            rows = json.loads((folder / name).read_bytes())
-        except OSError as error:
-            raise DataError(
-                f"{folder / name} cannot be read: {error.strerror}",
-                "see `fedmed data fetch vqa_rad` for where to get it",
-            ) from None
-        except (ValueError, RecursionError):
-            raise DataError(f"{name} is not JSON", "get it again: it may be cut off") from None
-        if not isinstance(rows, list):
-            raise DataError(f"{name} holds a JSON {type(rows).__name__}, expected a list of rows")
-        for number, row in enumerate(rows, start=1):
-            yield {"file": name, **_texts(row, f"{name} row {number}")}
-
-
-def _texts(row: Any, where: str) -> dict[str, str]:
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is a JSON {type(row).__name__}, expected an object")
-    for field in _FIELDS:
-        allowed = (str, int) if field == "answer" else (str,)
-        if type(row.get(field)) not in allowed:
-            found = type(row[field]).__name__ if field in row else "missing"
-            raise DataError(f"{where}: {field} is {found}, expected {' or '.join(kind.__name__ for kind in allowed)}")
-    return {field: " ".join(str(row[field]).split()) for field in _FIELDS}
+        for number, row in json_rows(folder / name):
+            where = f"{name} row {number}"
+            yield {"file": name} | {field: text(row, field, where, _KINDS.get(field, (str,))) for field in _FIELDS}
 
 
 def _why_unusable(row: dict[str, str]) -> str:
@@ -122,29 +104,6 @@ def _why_unusable(row: dict[str, str]) -> str:
     if row["answer_type"].lower() not in ("closed", "open"):
         return "answer type is neither open nor closed"
     return ""
-
-
-class _Images:
-    """The image folder; each file is read and checked once, however many rows ask about it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._known: dict[str, tuple[bytes, str]] = {}
-
-    def data(self, name: str) -> bytes:
-        return self._load(name)[0]
-
-    def why_unusable(self, name: str) -> str:
-        return self._load(name)[1]
-
-    def _load(self, name: str) -> tuple[bytes, str]:
-        if name not in self._known:
-            try:
-                data = read_image(ImageRef(path=name), self._folder)
-                self._known[name] = (data, "" if is_readable(data) else "image is unreadable")
-            except DataError:
-                self._known[name] = (b"", "image is missing")
-        return self._known[name]
 
 
 def _example(row: dict[str, str], data: bytes, split: Split) -> Example:
@@ -173,6 +132,6 @@ def _plain_yes_no(answer: str) -> str:
     return plain if plain in ("yes", "no") else answer
 
 
-def _question_types(text: str) -> tuple[str, ...]:
-    words = (word.strip().upper() for word in text.split(","))
+def _question_types(listed: str) -> tuple[str, ...]:
+    words = (word.strip().upper() for word in listed.split(","))
     return tuple(sorted({_TYPE_TYPOS.get(word, word) for word in words if word}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import stat
@@ -16,7 +17,7 @@ from PIL import Image
 from fedmed.data import images
 from fedmed.data.images import encode_png, is_readable, open_image
 from fedmed.data.manifest import MANIFEST_NAME, MAX_LINE_BYTES, load_manifest, write_manifest
-from fedmed.data.schema import Example, ImageRef
+from fedmed.data.schema import Example, Exchange, ImageRef
 from fedmed.errors import DataError
 
 SECRET = "Jane-Doe-1961"
@@ -81,6 +82,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "site") == manifest
 
 
+def test_history_and_choices_are_read_back(tmp_path: Path) -> None:
+    said = Exchange("Seen <image>?", "no")
+    item = dataclasses.replace(example(), history=(said,), choices=("yes", "no"), answer="no", task="choice")
+    manifest = write_manifest(tmp_path / "site", [item, example()])
+    assert [(read.history, read.choices) for read in manifest.examples] == [((said,), ("yes", "no")), ((), ())]
+
+
 def test_image_names_are_running_numbers_and_files_are_private(tmp_path: Path) -> None:
     previous = os.umask(0)
     try:
@@ -136,6 +144,13 @@ def test_images_may_come_from_another_manifest(tmp_path: Path) -> None:
         ({"attributes": [SECRET]}, "attributes is not an object of texts"),
         ({"attributes": {SECRET: 1}}, "attributes is not an object of texts"),
         ({SECRET: "x"}, "has 1 unknown keys"),
+        ({"history": {SECRET: 1}}, "history is not a list of pairs of texts"),
+        ({"history": [[SECRET]]}, "history is not a list of pairs of texts"),
+        ({"history": [[SECRET, " "]]}, "history is not a list of pairs of texts"),
+        ({"choices": [SECRET, 1]}, "choices is not a list of texts"),
+        ({"choices": [SECRET, "b"]}, "the answer is not one of the choices"),
+        ({"choices": ["yes", "yes"], "answer": "yes"}, "two choices are the same"),
+        ({"question": f"<image> {SECRET} <image>"}, "another number of <image>"),
         ({"images": [f"images/{SECRET}-2.png"]}, "does not exist"),
         ({"images": ["../outside.png"]}, "leaves the folder"),
         ({"images": ["images/../../outside.png"]}, "leaves the folder"),
