@@ -13,6 +13,8 @@
         AdmissionError          a certificate, a node key or a clock keeps a peer out
       RegistryError             a version, alias or store is missing or refuses
       ServingError              a request or model cannot be served
+      ToolError                 a tool is unknown, not configured, or failed
+        TurnError               a turn of a tool dialogue is not one
 
 Every error names the thing, its value and what was expected in `message`, and what to do next in `hint`.
 Neither may hold a patient field: messages of these classes cross the wire as refusals.
@@ -124,3 +126,16 @@ class ServingError(FedMedError):
 
     code = "serving"
     exit_code = 10
+
+
+class ToolError(FedMedError):
+    """A tool of a tool dialogue is unknown or not configured, its arguments are wrong, or it failed."""
+
+    code = "tool"
+    exit_code = 12
+
+
+class TurnError(ToolError):
+    """A text or an object is not a turn of a tool dialogue. Never holds what a model said."""
+
+    code = "turn"
