@@ -26,11 +26,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedmed.errors import DataError, ToolError, TurnError
+from fedmed.errors import DataError, TurnError
 from fedmed.metrics.scores import exact_match, normalise_answer, token_f1
-from fedmed.tools import Action, Turn, find_spec, read_turn
+from fedmed.tools import UNKNOWN, Action, Turn, find_spec, read_turn, tools_of
 
-NONE, UNREADABLE, UNKNOWN = "none", "unreadable", "unknown"
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,7 @@ def tool_scores(predictions: Sequence[str], truths: Sequence[str]) -> ToolScores
 
 def chosen(turn: Turn | None) -> str:
     """The tools that a turn asks for, as one word."""
-    if turn is None:
-        return UNREADABLE
-    return "+".join(sorted(_name(action) for action in turn.actions)) or NONE
+    return UNREADABLE if turn is None else tools_of(turn)
 
 
 def _read(text: str) -> Turn | None:
@@ -107,10 +105,7 @@ def _true_turn(text: str, number: int) -> Turn:
 
 
 def _name(action: Action) -> str:
-    try:
-        return find_spec(action.name).name
-    except ToolError:
-        return UNKNOWN
+    return tools_of(Turn("", (action,), ""))
 
 
 def _is_valid(action: Action) -> bool:

@@ -14,12 +14,14 @@ The form is MMedAgent's (Li et al., EMNLP Findings 2024), which took it over fro
 itself, which runs tools, is aggregator.agent; the scores are fedmed.metrics.tools. Pure: no torch, no files, no network.
 """
 
-from fedmed.tools.specs import SPECS, Parameter, ToolSpec, find_spec
+from fedmed.tools.specs import NONE, SPECS, UNKNOWN, Parameter, ToolSpec, find_spec, tools_of
 from fedmed.tools.text import Output, has_parts, read_outputs, read_turn, write_outputs, write_turn
 from fedmed.tools.turns import Action, Dialogue, Turn
 
 __all__ = [
+    "NONE",
     "SPECS",
+    "UNKNOWN",
     "Action",
     "Dialogue",
     "Output",
@@ -30,6 +32,7 @@ __all__ = [
     "has_parts",
     "read_outputs",
     "read_turn",
+    "tools_of",
     "write_outputs",
     "write_turn",
 ]

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedmed.errors import ToolError
+from fedmed.tools.turns import Turn
 
+NONE, UNKNOWN = "none", "unknown"
 Kind = Literal["text", "texts", "boxes"]
 _EXPECTED = {
     "text": "a text, not empty",
@@ -109,6 +111,14 @@ def find_spec(name: str) -> ToolSpec:
         return _BY_NAME[_folded(name)]
     except KeyError:
         raise ToolError(f"unknown tool, expected one of {', '.join(spec.name for spec in SPECS)}") from None
+
+
+def tools_of(turn: Turn) -> str:
+    """The tools that a turn asks for as one word: `none`, a name (never an alias), `a+b`; `unknown` stands for any other."""
+    names = sorted(
+        _BY_NAME[folded].name if (folded := _folded(action.name)) in _BY_NAME else UNKNOWN for action in turn.actions
+    )
+    return "+".join(names) or NONE
 
 
 def _folded(name: str) -> str:

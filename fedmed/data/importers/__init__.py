@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from fedmed.data.importers.base import SPLIT_RULES, Imported, Importer, Tally
 from fedmed.data.importers.medmnist import PNEUMONIA
+from fedmed.data.importers.mmedagent import MMedAgent
 from fedmed.data.importers.vqa_rad import VqaRad
 from fedmed.errors import DataError
 
@@ -41,5 +42,5 @@ def importer(name: str) -> Importer:
     return IMPORTERS[name]
 
 
-for _entry in (PNEUMONIA, VqaRad()):
+for _entry in (PNEUMONIA, MMedAgent(), VqaRad()):
     register(_entry)
