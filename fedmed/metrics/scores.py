@@ -101,19 +101,34 @@ def token_f1(prediction: str, truth: str) -> float:
 
 
 def majority_accuracy(examples: Sequence[Example]) -> float:
-    """Exact matches of always giving the most frequent truth of the question.
+    """Exact matches of always giving the most frequent truth of the question; see `majority_answers`."""
+    answers = majority_answers(examples)
+    return sum(exact_match(given, example.answer) for given, example in zip(answers, examples, strict=True)) / len(
+        answers
+    )
+
+
+def majority_answers(examples: Sequence[Example]) -> list[str]:
+    """For each example the most frequent truth of its question, in the spelling that comes first.
 
     The majority is that of these very examples, so no constant answer does better. Questions asked fewer than
     MIN_ASKED times are pooled by answer type: a question asked once would always be "right" by its own majority.
     """
     _require_examples(examples)
     asked = Counter(normalise_answer(example.question) for example in examples)
-    truths: dict[tuple[str, str], Counter[str]] = {}
+    groups = []
     for example in examples:
         question = normalise_answer(example.question)
-        group = ("question", question) if asked[question] >= MIN_ASKED else ("pool", example.answer_type)
-        truths.setdefault(group, Counter())[normalise_answer(example.answer)] += 1
-    return sum(max(counts.values()) for counts in truths.values()) / len(examples)
+        often = asked[question] >= MIN_ASKED
+        groups.append(("question", question) if often else ("pool", example.answer_type))
+    truths: dict[tuple[str, str], Counter[str]] = {}
+    spelt: dict[str, str] = {}
+    for group, example in zip(groups, examples, strict=True):
+        form = normalise_answer(example.answer)
+        truths.setdefault(group, Counter())[form] += 1
+        spelt.setdefault(form, example.answer)
+    best = {group: spelt[counts.most_common(1)[0][0]] for group, counts in truths.items()}
+    return [best[group] for group in groups]
 
 
 def score(predictions: Sequence[str], examples: Sequence[Example]) -> Scores:

@@ -26,6 +26,7 @@ from typing import Any
 from fedmed.errors import DataError
 from fedmed.metrics.cider import cider_d
 from fedmed.metrics.scores import tokens
+from fedmed.metrics.sums import Sums
 
 BLEU_ORDERS = (1, 2, 3, 4)
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -60,13 +61,44 @@ def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]], order
     return float(metric.corpus_score([_joined(text) for text in texts], columns).score) / 100
 
 
-def mean_rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Mean F1 of each of ROUGE, in [0, 1]."""
+def bleu_sums(text: str, truth: str) -> Sums:
+    """What one text gives to the corpus BLEU of any order: its length, the truth's, 1- to 4-grams in common, and all."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    metric = BLEU(max_ngram_order=max(BLEU_ORDERS), tokenize="none", force=True)
+    found = metric.corpus_score([_joined(text)], [[_joined(truth)]])
+    return (float(found.sys_len), float(found.ref_len), *map(float, found.counts), *map(float, found.totals))
+
+
+def bleu_of(sums: Sequence[float], order: int) -> float:
+    """BLEU-`order`, in [0, 1], of added up `bleu_sums`: what `corpus_bleu` gives for their texts."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    lengths, counts, totals = sums[:2], sums[2 : 2 + order], sums[6 : 6 + order]
+    score = BLEU.compute_bleu(
+        correct=[round(count) for count in counts],
+        total=[round(total) for total in totals],
+        sys_len=round(lengths[0]),
+        ref_len=round(lengths[1]),
+        smooth_method="exp",
+        max_ngram_order=order,
+    )
+    return float(score.score) / 100
+
+
+def each_rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+    """F1 of each of ROUGE for every text, in [0, 1]."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGE), tokenizer=_Tokens())
     each = [scorer.score_multi(list(known), text) for text, known in zip(texts, references, strict=True)]
-    return {name: float(sum(found[name].fmeasure for found in each)) / len(each) for name in ROUGE}
+    return [{name: float(found[name].fmeasure) for name in ROUGE} for found in each]
+
+
+def mean_rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Mean F1 of each of ROUGE, in [0, 1]."""
+    each = each_rouge(texts, references)
+    return {name: sum(found[name] for found in each) / len(each) for name in ROUGE}
 
 
 class _Tokens:

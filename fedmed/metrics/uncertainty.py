@@ -12,7 +12,7 @@
 |                                       | without groups each item is its own                                                  |
 | which interval                        | percentiles of the resampled means (Efron, 1979); for fewer than some 30 groups too   |
 |                                       | narrow                                                                               |
-| is the difference of two models real  | `difference`: the same draw for both, and whether the interval holds 0;              |
+| is the difference of two models real  | `difference`: the same draw for both, and whether the interval holds 0 (`real`);     |
 |                                       | `mcnemar`: exact, two-sided, on the items that one alone gets right (McNemar, 1947)   |
 | all values are equal                  | an interval of no width; where no item tells two models apart, p is 1                |
 """
@@ -20,30 +20,11 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 from fedmed.errors import DataError
-
-RESAMPLES, LEVEL = 2000, 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Mean of the second model's values less the first one's, with its interval.
-
-    Attributes:
-        real: whether the interval leaves out 0.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def real(self) -> bool:
-        return self.low > 0 or self.high < 0
+from fedmed.metrics import sums
+from fedmed.metrics.sums import LEVEL, MEAN, RESAMPLES, Estimate
 
 
 def interval(
@@ -54,7 +35,7 @@ def interval(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """(low, high) of the mean of `values`.
+    """(low, high) of the mean of `values`; fedmed.metrics.sums does the same for scores that are no means.
 
     Args:
         values: [N] one score an item; groups: [N] whose item it is.
@@ -63,11 +44,8 @@ def interval(
     Raises:
         DataError: no values, or another number of groups.
     """
-    sums = _by_group(values, groups)
-    draws = random.Random(seed)  # noqa: S311  statistics, and repeatable; nothing is hidden
-    means = sorted(_resampled_mean(sums, draws) for _ in range(resamples))
-    cut = (1 - level) / 2
-    return _quantile(means, cut), _quantile(means, 1 - cut)
+    found = sums.estimate(_means(values), groups, MEAN, seed=seed, resamples=resamples, level=level)
+    return float(found.low or 0.0), float(found.high or 0.0)
 
 
 def difference(
@@ -78,13 +56,10 @@ def difference(
     seed: int = 0,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
-) -> Difference:
-    """Whether the second model is better than the first on the same items. Args and Raises: as `interval`."""
-    if len(first) != len(second):
-        raise DataError(f"{len(first)} and {len(second)} values, expected both models on the same items")
-    change = [new - old for old, new in zip(first, second, strict=True)]
-    low, high = interval(change, groups, seed=seed, resamples=resamples, level=level)
-    return Difference(math.fsum(change) / len(change), low, high)
+) -> Estimate:
+    """Mean of the second model's values less the first one's, on the same items. Args and Raises: as `interval`."""
+    means = _means(first), _means(second)
+    return sums.difference(*means, groups, MEAN, seed=seed, resamples=resamples, level=level)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
@@ -103,29 +78,5 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     return min(1.0, tail / 2**total)
 
 
-def _by_group(values: Sequence[float], groups: Sequence[Hashable] | None) -> list[tuple[float, int]]:
-    """(sum, count) of each group."""
-    if not values:
-        raise DataError("there is nothing to score: 0 values")
-    if groups is None:
-        return [(float(value), 1) for value in values]
-    if len(groups) != len(values):
-        raise DataError(f"{len(groups)} groups for {len(values)} values, expected one each")
-    found: dict[Hashable, tuple[float, int]] = {}
-    for value, group in zip(values, groups, strict=True):
-        total, count = found.get(group, (0.0, 0))
-        found[group] = total + value, count + 1
-    return list(found.values())
-
-
-def _resampled_mean(sums: Sequence[tuple[float, int]], draws: random.Random) -> float:
-    drawn = draws.choices(sums, k=len(sums))
-    return math.fsum(total for total, _ in drawn) / sum(count for _, count in drawn)
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Between the two neighbours, linearly."""
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+def _means(values: Sequence[float]) -> list[sums.Sums]:
+    return [(float(value), 1.0) for value in values]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 import warnings
+from pathlib import Path
 
 import pytest
 from nltk.translate.bleu_score import sentence_bleu
 
-from fedmed.metrics import legacy
+from fedmed.metrics import legacy, legacy_coco
 
 WORDS = "the left right lung no yes abnormal opacity effusion x-ray pleural, 1,000 two none mass. dont of in a"
 PAIRS = 300
@@ -102,3 +104,21 @@ def test_bleu_of_characters_is_what_nltk_computed() -> None:
         for answer, truth in texts(PAIRS):
             known = sentence_bleu(truth, answer, weights=(1, 0, 0, 0))  # as published: strings where lists belong
             assert legacy.prefix_bleu1(answer, truth) == pytest.approx(known, abs=1e-12)
+
+
+def test_coco_scores_are_what_pycocoevalcap_computed() -> None:
+    known = json.loads((Path(__file__).parent / "reference_scores.json").read_text())
+    pairs = list(zip(known["texts"], known["truths"], strict=True))
+    parts = [legacy_coco.coco_bleu_sums(*pair) for pair in pairs]
+    sums = [sum(column) for column in zip(*parts, strict=True)]
+    assert [legacy_coco.coco_bleu(sums, order) for order in (1, 2, 3, 4)] == pytest.approx(known["coco_bleu"], abs=1e-9)
+    rouge = [legacy_coco.coco_rouge_l(*pair) for pair in pairs]
+    assert rouge == pytest.approx(known["coco_rouge_l"], abs=1e-9)
+
+
+def test_coco_words_are_what_stands_between_spaces() -> None:
+    assert legacy_coco.coco_rouge_l("no effusion.", "no effusion") == pytest.approx(0.5)
+    assert legacy_coco.coco_rouge_l("no", "no effusion") == pytest.approx((1 + 1.44) * 0.5 / (0.5 + 1.44))
+    assert legacy_coco.coco_rouge_l("", "no") == 0.0
+    assert legacy_coco.coco_bleu(legacy_coco.coco_bleu_sums("no effusion.", "no effusion"), 1) == pytest.approx(0.5)
+    assert legacy_coco.coco_bleu(legacy_coco.coco_bleu_sums("no effusion.", "no effusion"), 2) < 1e-7  # not smoothed
