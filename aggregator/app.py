@@ -104,26 +104,31 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
     from fedmed.metrics.scores import Scores
     from fedmed.models.adapter import State, adapter_state, add_adapter, load_adapter_state, remove_adapter
     from fedmed.models.base import load_base
+    from fedmed.models.prompts import adapted_processor
     from fedmed.training.evaluate import evaluate
 
     experiment = read_experiment(run_dir)
     settings = experiment.evaluation
     base = load_base(experiment.base_model.name, device=experiment.device, expected_sha256=experiment.base_model.sha256)
     public = load_manifest(run_dir / "public")
-    model = add_adapter(base.model, experiment.lora.spec, experiment.seed)
+    spec, store = experiment.lora.spec, RoundStore(run_dir / "rounds")
+    model, processor = add_adapter(base.model, spec, experiment.seed), adapted_processor(base, spec)
+    begun = store.last() is not None
 
     def score_adapter(state: State) -> Scores:
+        nonlocal begun
         load_adapter_state(model, state)
         scores, _ = evaluate(
             model,
-            base.processor,
+            # Zero-shot is the base: the first adapter changes nothing where its virtual tokens are not in the prompt.
+            processor if begun else base.processor,
             public,
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
         )
+        begun = True
         return scores
 
-    store = RoundStore(run_dir / "rounds")
     watch = partial(lookout, run_dir)
     # The first adapter is named nowhere here, so that the round loop can let go of it.
     run_federation(experiment, exchange, store, score_adapter, events, adapter_state(model), base.sha256, watch)

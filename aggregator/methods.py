@@ -229,6 +229,10 @@ def _check_adapter(experiment: Experiment, method: Method) -> list[str]:
         problems.append(f"lora.core=true: expected false, {method.name} trains A or B and knows no matrix between them")
     if method.core and not lora.core:
         problems.append(f"lora.core=false: expected true, {method.name} trains the matrix R between B and A alone")
+    if not lora.targets and method.name not in (alone := ("fedavg", "ffa_lora")):
+        problems.append(
+            f"lora.targets=[]: expected some with {method.name}, which acts on A and B; without LoRA take {' or '.join(alone)}"
+        )
     if method.personal and experiment.registry.promote:
         problems.append(
             f"registry.promote=true: expected false, with {method.name} every site keeps a part of its model, and what the "

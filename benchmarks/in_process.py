@@ -23,6 +23,7 @@ from fedmed.data.schema import Example
 from fedmed.metrics.scores import Scores
 from fedmed.models.adapter import State, adapter_state, load_adapter_state, reset_adapter
 from fedmed.models.base import load_base
+from fedmed.models.prompts import adapted_processor
 from fedmed.training.adapted import AdaptedBase
 from fedmed.training.evaluate import evaluate
 from hospital_client.audit import Audit
@@ -59,7 +60,11 @@ def run_in_process(
 
         def evaluate_round(state: State) -> Scores:
             number = next(rounds)
-            return score(number, state) if score else score_adapter(experiment, shared, state, public)
+            return (
+                score(number, state)
+                if score
+                else score_adapter(experiment, shared, state, public, zero_shot=not number)
+            )
 
         store, events = RoundStore(folder / "rounds"), EventLog(folder / "events.jsonl")
         try:
@@ -71,11 +76,13 @@ def run_in_process(
         return store.records()
 
 
-def score_adapter(experiment: Experiment, shared: AdaptedBase, state: State, public: Manifest) -> Scores:
-    """The scores of an adapter on a public test set."""
+def score_adapter(
+    experiment: Experiment, shared: AdaptedBase, state: State, public: Manifest, *, zero_shot: bool = False
+) -> Scores:
+    """The scores of an adapter on a public test set; `zero_shot`: of the first one, without its virtual tokens."""
     model, settings = shared.take(experiment.lora.spec, experiment.seed), experiment.evaluation
     load_adapter_state(model, state)
-    processor = shared.base.processor
+    processor = shared.base.processor if zero_shot else adapted_processor(shared.base, experiment.lora.spec)
     return evaluate(model, processor, public, batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens)[0]
 
 

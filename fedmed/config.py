@@ -72,14 +72,25 @@ class Lora:
     rank: int = number(1, 1024)
     alpha: float = number(0, above=True)
     parts: tuple[str, ...] = choice("language_model", "projector", "vision_tower")
-    targets: tuple[str, ...]
+    targets: tuple[str, ...] = texts()
     modules_to_save: tuple[str, ...] = texts()
     core: bool
+    virtual_tokens: int = number(0, 512)
+    virtual_kind: str = choice("prompt", "prefix")
 
     @property
     def spec(self) -> LoraSpec:
         """As the wire and the model take it."""
-        return LoraSpec(self.rank, self.alpha, self.parts, self.targets, self.modules_to_save, self.core)
+        return LoraSpec(
+            self.rank,
+            self.alpha,
+            self.parts,
+            self.targets,
+            self.modules_to_save,
+            self.core,
+            self.virtual_tokens,
+            self.virtual_kind,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +268,7 @@ def _cross_check(experiment: Experiment) -> list[str]:
         problems.append(f"privacy.metrics_noise_multiplier={asked:g}: expected 0 with privacy.mode=none")
     if has_secret(experiment.registry.uri):
         problems.append(f"registry.uri: {ADDRESS_ALONE}")
-    return problems + _check_cap(privacy)
+    return problems + _check_adapter(experiment.lora) + _check_cap(privacy)
 
 
 def has_secret(uri: str) -> bool:
@@ -267,6 +278,17 @@ def has_secret(uri: str) -> bool:
     except ValueError:
         return "@" in uri
     return parts.username is not None or parts.password is not None
+
+
+def _check_adapter(lora: Lora) -> list[str]:
+    problems = []
+    if not (lora.targets or lora.modules_to_save or lora.virtual_tokens):
+        problems.append("lora.targets=[]: expected some with neither lora.modules_to_save nor lora.virtual_tokens")
+    if lora.core and not lora.targets:
+        problems.append("lora.core=true: expected false with lora.targets=[], R stands between B and A")
+    if lora.virtual_kind == "prefix" and not lora.virtual_tokens:
+        problems.append("lora.virtual_tokens=0: expected > 0 with lora.virtual_kind=prefix")
+    return problems
 
 
 def _check_cap(privacy: Privacy) -> list[str]:

@@ -37,7 +37,7 @@ from typing import Any, ClassVar
 
 from fedmed.errors import WireError
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAGIC = b"FEDM"
 MAX_HEADER_BYTES = 1 << 20
 HEAD_BYTES = 8 + MAX_HEADER_BYTES  # of a frame: its message, without the payload
@@ -53,7 +53,8 @@ ENCODINGS = ("float32", "bfloat16", "int8")
 class LoraSpec:
     """Adapter shape. `parts`: any of language_model, projector, vision_tower; `targets`: module name endings (linear,
     convolution or embedding layers), or the one word `all-linear`; `modules_to_save`: endings of modules that are
-    trained whole, without LoRA. `core`: an r x r matrix R between B and A, W0 + s B R A."""
+    trained whole, without LoRA. `core`: an r x r matrix R between B and A, W0 + s B R A. `virtual_tokens`: so many at the
+    start of each prompt; `virtual_kind`: prompt or prefix, what of them is trained (fedmed.models.virtual)."""
 
     rank: int
     alpha: float
@@ -61,6 +62,8 @@ class LoraSpec:
     targets: tuple[str, ...]
     modules_to_save: tuple[str, ...] = ()
     core: bool = False
+    virtual_tokens: int = 0
+    virtual_kind: str = "prompt"
 
 
 @dataclass(frozen=True, slots=True)

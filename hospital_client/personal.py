@@ -29,6 +29,7 @@ from fedmed.models.adapter import State, adapter_state, add_adapter, load_adapte
 from fedmed.models.base import load_base
 from fedmed.models.kinds import RESIDUAL, kind_of
 from fedmed.models.merge import merge_adapter, save_merged
+from fedmed.models.prompts import adapted_processor
 from hospital_client.kept import KeptStore
 from hospital_client.settings import SiteFolder
 
@@ -84,5 +85,5 @@ def export_model(folder: SiteFolder, run: str, target: Path) -> int:
     load_adapter_state(model, state)
     whole = adapter_state(model) | {key: value for key, value in state.items() if kind_of(key) == RESIDUAL}
     remove_adapter(model)
-    save_merged(merge_adapter(base, spec, whole), base.processor, target)
+    save_merged(merge_adapter(base, spec, whole), adapted_processor(base, spec), target)
     return int(path.stem)

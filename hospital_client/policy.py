@@ -34,6 +34,7 @@ from fedmed.typed import choice, number
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Bounds of a patient's gradient. Outside of them the noise's steps, or what it is added to, leave the range of float32.
 LEAST_NORM, MOST_NORM = 1e-6, 1e6
+VIRTUAL_KINDS, MOST_VIRTUAL_TOKENS = ("prompt", "prefix"), 512
 PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "sgd", "adam_bc")
 CLIPPINGS = ("flat", "automatic", "per_layer")
@@ -119,6 +120,10 @@ def _model_breaches(policy: Policy, task: TrainTask) -> list[str]:
         breaches.append(f"lora.rank={task.lora.rank}, expected 1 to {policy.max_rank}")
     if not task.lora.alpha > 0:
         breaches.append(f"lora.alpha={task.lora.alpha:g}, expected > 0")
+    if not 0 <= task.lora.virtual_tokens <= MOST_VIRTUAL_TOKENS:
+        breaches.append(f"lora.virtual_tokens={task.lora.virtual_tokens}, expected 0 to {MOST_VIRTUAL_TOKENS}")
+    if task.lora.virtual_kind not in VIRTUAL_KINDS:
+        breaches.append(f"lora.virtual_kind={task.lora.virtual_kind!r:.40}, expected {' or '.join(VIRTUAL_KINDS)}")
     if not task.trainable or not set(task.trainable) <= set(TRAINED):
         breaches.append(f"trainable={list(task.trainable)!r:.80}, expected some of {', '.join(TRAINED)}")
     if not task.returned or not set(task.returned) <= set(task.trainable):

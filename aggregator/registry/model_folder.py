@@ -1,8 +1,9 @@
 """A published model on disk: data files and one manifest that hashes them all. Torch-free.
 
     model/
-      adapter/    adapter_config.json, adapter_model.safetensors       (PEFT's format)
-      merged/     model.safetensors, config.json, processor, tokenizer (a plain transformers checkpoint)
+      adapter/    adapter_config.json, adapter_model.safetensors       (PEFT's format), virtual_tokens.safetensors
+      merged/     model.safetensors, config.json, processor, tokenizer (a plain transformers checkpoint, but after prefix
+                  tuning: fedmed.models.prefixed)
       manifest.json                                                    (lineage, privacy, metrics, files -> sha256)
 
     >>> manifest = verify_model(Path("runs/demo/model"))     # before anything in it is loaded

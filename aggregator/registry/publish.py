@@ -185,6 +185,8 @@ def _lineage(run_dir: Path, experiment: Experiment) -> dict[str, Any]:
             "parts": list(lora.parts),
             "targets": list(lora.targets),
             "modules_to_save": list(lora.modules_to_save),
+            "virtual_tokens": lora.virtual_tokens,
+            "virtual_kind": lora.virtual_kind,
         },
         "num_rounds": len(report["rounds"]),
         "metrics": {name: report[name] for name in ("zero_shot_accuracy", METRIC, "majority_accuracy")},
@@ -198,15 +200,16 @@ def _write_weights(
     from fedmed.messages import sha256_hex
     from fedmed.models.base import load_base
     from fedmed.models.merge import merge_adapter, save_merged, save_peft_adapter
+    from fedmed.models.prompts import adapted_processor
 
     base = base or load_base(experiment.base_model.name, expected_sha256=base_sha256)
     if base.sha256 != base_sha256:
         raise ModelError(f"base model {base.name!r} has sha256 {base.sha256[:12]}, expected {base_sha256[:12]}")
     spec = experiment.lora.spec
-    save_merged(merge_adapter(base, spec, state), base.processor, folder / "merged")
+    processor: Any = adapted_processor(base, spec)
+    save_merged(merge_adapter(base, spec, state), processor, folder / "merged")
     save_peft_adapter(folder / "adapter", spec, state, base.name)
-    template: Any = base.processor
-    return {"chat_template_sha256": sha256_hex(str(template.chat_template).encode())}
+    return {"chat_template_sha256": sha256_hex(str(processor.chat_template).encode())}
 
 
 def _number(text: str | None) -> float | None:

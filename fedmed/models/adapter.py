@@ -18,6 +18,7 @@ path of a parameter that is trained whole: no prefix of PEFT's.
 | a name of Conv2d, Conv3d or Embedding layers | LoRA on them, where `_adaptable` can be merged exactly             |
 | modules_to_save                              | these modules trained whole, from the base's weights; no LoRA inside |
 | core                                         | R between B and A of every linear layer: see fedmed.models.core    |
+| virtual_tokens                               | embeddings, or keys and values, of own tokens: fedmed.models.virtual |
 | an embedding tied to lm_head                 | adapted alone: lm_head keeps the base's weight, merging unties them |
 """
 
@@ -45,6 +46,14 @@ from fedmed.models.encoding import decode_state as decode_state
 from fedmed.models.encoding import encode_state as encode_state
 from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, RESIDUAL, first_spread, kind_of
 from fedmed.models.residual import check_residuals, move_bases, put_back
+from fedmed.models.virtual import (
+    COVERED,
+    SUFFIX,
+    add_virtual_tokens,
+    remove_virtual_tokens,
+    reset_virtual_tokens,
+    virtual_paths,
+)
 
 _PEFT_PREFIX = "base_model.model."
 _SAVED_PATH = ".modules_to_save.default"
@@ -123,15 +132,17 @@ def add_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
     The model must be on its device already: moving it later would leave an optimizer with the old tensors.
 
     Raises:
-        ModelError: the model has an adapter already, or see `find_targets` and `find_saved`.
+        ModelError: the model has an adapter already, or see `find_targets`, `find_saved` and `virtual_paths`.
     """
     if any(isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) for module in model.modules()):
         raise ModelError("the model carries an adapter already", "take it off first with remove_adapter")
+    saved = find_saved(model, spec)
+    virtual = virtual_paths(model, spec, saved)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=cast(int, spec.alpha),  # PEFT annotates an int and takes any number
         target_modules=find_targets(model, spec) or DUMMY_TARGET_MODULES,
-        modules_to_save=find_saved(model, spec) or None,
+        modules_to_save=saved or None,
         lora_dropout=0.0,
         bias="none",
     )
@@ -146,6 +157,7 @@ def add_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
                 wrapper.modules_to_save.float()
             if spec.core:
                 add_core(adapted)
+            add_virtual_tokens(model, virtual, spec)
             reset_adapter(adapted, seed)
         except BaseException:  # a GPU that is full: the next attempt must find the plain model
             remove_adapter(model)
@@ -162,13 +174,14 @@ def remove_adapter(model: nn.Module) -> nn.Module:
             base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
             put_back(base)
             setattr(plain.get_submodule(parent), name, base)
+    remove_virtual_tokens(plain)
     plain.__dict__.pop("peft_config", None)
     return plain
 
 
 def reset_adapter(model: PeftModel, seed: int) -> None:
     """A anew from `seed`, B zero, saved modules as the base has them: the same at every site. With a core, R is zero and
-    B is drawn too.
+    B is drawn too. Virtual tokens: `reset_virtual_tokens`.
 
     A is drawn as `first_spread` says, on the CPU, in sorted key order. B with a core: fedmed.models.core.
     """
@@ -184,6 +197,7 @@ def reset_adapter(model: PeftModel, seed: int) -> None:
                 parameter.copy_((2 * drawn - 1) / law)
         for wrapper in _saved_wrappers(model):
             wrapper.modules_to_save["default"].load_state_dict(wrapper.original_module.state_dict())
+    reset_virtual_tokens(model, seed)
 
 
 def _first_law(key: str, parameter: Tensor, core: bool) -> float | None:
@@ -198,7 +212,7 @@ def adapter_parameters(model: nn.Module, kinds: Sequence[str] = ()) -> dict[str,
     found = {
         stable_key(name): parameter
         for name, parameter in model.named_parameters()
-        if ".lora_" in name or _SAVED_PATH in name
+        if ".lora_" in name or _SAVED_PATH in name or name.endswith(SUFFIX)
     }
     return {key: found[key] for key in sorted(found) if not kinds or kind_of(key) in kinds}
 
@@ -287,4 +301,5 @@ def _saved_wrappers(model: nn.Module) -> list[ModulesToSaveWrapper]:
 
 def stable_key(name: str) -> str:
     """A parameter's or module's name in a PeftModel without what PEFT puts around it."""
-    return re.sub(r"\.default(?=\.weight$|$)", "", name.removeprefix(_PEFT_PREFIX).replace(_SAVED_PATH, ""))
+    plain = name.removeprefix(_PEFT_PREFIX).replace(_SAVED_PATH, "").replace(COVERED, "")
+    return re.sub(r"\.default(?=\.weight$|$)", "", plain)

@@ -97,11 +97,16 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel,
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
+    from fedmed.models.prefixed import is_prefixed, read_prefixed
+
     disable_progress_bar()  # a daemon's log and a person's terminal have better things to show
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         processor = AutoProcessor.from_pretrained(folder, **options)
-        model = AutoModelForImageTextToText.from_pretrained(folder, **options, dtype=dtype, use_safetensors=True)
+        read = read_prefixed if is_prefixed(folder) else AutoModelForImageTextToText.from_pretrained
+        model = read(folder, **options, dtype=dtype, use_safetensors=True)
+    except ModelError:
+        raise
     # transformers raises whatever its parts raise: one place turns that into a mendable error.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]

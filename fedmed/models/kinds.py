@@ -14,7 +14,8 @@ A layer's weight is W0 + U D + s B R A: s = alpha / rank; R is the identity wher
 | lora_R.weight        | lora_R   | R between them [r, r], with `lora.core`                                      |
 | residual_up.weight   | residual | U [out, k]: with D, what the base's own weight has been moved by, s included |
 | residual_down.weight | residual | D [k, in] or [k, in, *kernel]                                                |
-| anything else        | saved    | a parameter of a module trained whole (`lora.modules_to_save`)               |
+| anything else        | saved    | a parameter of a module trained whole (`lora.modules_to_save`), or a table   |
+|                      |          | of virtual tokens (`lora.virtual_tokens`): virtual_tokens.weight [n, width]  |
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ A module that was trained whole takes its trained weights.
 | no R, no U D                       | R is the identity, U D zero (fedmed.models.kinds)                          |
 | a saved module's tensor is missing | ModelError naming it                                                       |
 | embedding and lm_head share weight | the one that the adapter changes gets its own; the configuration says so   |
+| virtual tokens                     | tokens of the merged model: see fedmed.models.virtual                      |
 | rank of a tensor is not the spec's | ModelError                                                                 |
 | base in bfloat16                   | the update is computed in float32 and rounded once                         |
 """
@@ -35,7 +36,9 @@ from fedmed.models.adapter import find_saved, remove_adapter
 from fedmed.models.base import BaseModel
 from fedmed.models.kinds import SAVED, kind_of, layer_of
 from fedmed.models.layer_update import LayerUpdate, as_plain_lora, pair_keys
+from fedmed.models.prefixed import save_prefixed
 from fedmed.models.residual import as_matrix
+from fedmed.models.virtual import SUFFIX, merge_virtual_tokens, tables_of, virtual_paths
 
 
 def merge_adapter(base: BaseModel, spec: LoraSpec, state: Mapping[str, Tensor]) -> PreTrainedModel:
@@ -45,7 +48,8 @@ def merge_adapter(base: BaseModel, spec: LoraSpec, state: Mapping[str, Tensor]) 
         ModelError: the state does not fit the base or the spec.
     """
     model = _plain_copy(base.model)
-    saved = [key for key in state if kind_of(key) == SAVED]
+    saved = [key for key in state if kind_of(key) == SAVED and not key.endswith(SUFFIX)]
+    virtual = virtual_paths(model, spec, find_saved(model, spec))
     _check_saved(model, spec, saved)
     modules = dict(model.named_modules())
     for path in sorted({layer_of(key) for key in state if kind_of(key) != SAVED}):
@@ -56,13 +60,20 @@ def merge_adapter(base: BaseModel, spec: LoraSpec, state: Mapping[str, Tensor]) 
     for key in saved:
         path, _, name = key.rpartition(".")
         _write(_untie(model, modules[path]), name, key, state[key])
+    merge_virtual_tokens(model, virtual, state, spec)
     return model
 
 
 def save_merged(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
-    """Writes model (safetensors, float32 or as loaded), configuration and processor; `load_base(folder)` reads it."""
+    """Writes model (safetensors, float32 or as loaded), configuration and processor; `load_base(folder)` reads it.
+
+    Keys and values of prefix tuning go to a file of their own: fedmed.models.prefixed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    if tables_of(model):
+        save_prefixed(model, folder)
+    else:
+        model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
@@ -70,13 +81,15 @@ def save_peft_adapter(folder: Path, spec: LoraSpec, state: Mapping[str, Tensor],
     """The adapter as PEFT saves it, so that `PeftModel.from_pretrained(base, folder)` reads it.
 
     PEFT knows neither R nor residuals: B' is B R, and U and D are stacked onto B and A, so that a layer with a residual of
-    rank k is of rank r + k. The change of the weights is the same.
+    rank k is of rank r + k. The change of the weights is the same. Tables of virtual tokens, which no LoRA of PEFT's holds,
+    are written beside it, to virtual_tokens.safetensors.
 
     Raises:
         ModelError: a tensor is missing.
     """
     layers = sorted({layer_of(key) for key in state if kind_of(key) != SAVED})
-    tensors = {key: value for key, value in state.items() if kind_of(key) == SAVED}
+    tensors = {key: value for key, value in state.items() if kind_of(key) == SAVED and not key.endswith(SUFFIX)}
+    tables = {key: value.contiguous() for key, value in sorted(state.items()) if key.endswith(SUFFIX)}
     ranks = {}
     for path in layers:
         down, up = as_plain_lora(path, spec, state)
@@ -100,6 +113,8 @@ def save_peft_adapter(folder: Path, spec: LoraSpec, state: Mapping[str, Tensor],
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     prefixed = {f"base_model.model.{key}": value.contiguous() for key, value in sorted(tensors.items())}
     save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    if tables:
+        save_file(tables, folder / "virtual_tokens.safetensors", metadata={"format": "pt"})
 
 
 def _add_update(module: nn.Module, path: str, spec: LoraSpec, state: Mapping[str, Tensor]) -> None:

@@ -73,8 +73,9 @@ def generate_answers(
 
 
 def _greedy(model: nn.Module, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
-    """Greedy settings with the end tokens of both the checkpoint and its tokenizer."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    """Greedy settings with the end tokens of both the checkpoint and its tokenizer, and the tokens that it never answers."""
+    settings = getattr(model, "generation_config", None)
+    own = getattr(settings, "eos_token_id", None)
     ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
     pad = tokenizer.pad_token_id
     return GenerationConfig(
@@ -83,6 +84,7 @@ def _greedy(model: nn.Module, tokenizer: Any, max_new_tokens: int) -> Generation
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends),
         pad_token_id=min(ends) if pad is None else pad,
+        suppress_tokens=getattr(settings, "suppress_tokens", None),
     )
 
 

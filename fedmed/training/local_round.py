@@ -47,6 +47,7 @@ from fedmed.models.adapter import (
 )
 from fedmed.models.base import BaseModel
 from fedmed.models.kinds import kind_of
+from fedmed.models.prompts import adapted_processor
 from fedmed.privacy.counts import NoisyCounts
 from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import RandomSource
@@ -84,9 +85,7 @@ class LocalTrainer:
         self._mechanism = mechanism or Mechanism()
         self._batch: tuple[tuple[int, LoraSpec], PhysicalBatch] | None = None
         self._withdrawn = withdrawn
-        plain = self._base.base
-        positions = getattr(plain.model.config.get_text_config(), "max_position_embeddings", 2048)
-        self._examples = EncodedExamples(manifest, Collator(plain.processor, positions))
+        self._examples: tuple[int, EncodedExamples] | None = None
         self._optimizers: dict[_Moments, torch.optim.Optimizer] = {}
 
     def check(self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int) -> list[str]:
@@ -134,7 +133,7 @@ class LocalTrainer:
             model,
             parameters,
             optimizer,
-            self._examples,
+            self._examples_for(plan.lora),
             self._manifest.patients,
             random or self._random,
             should_stop,
@@ -161,7 +160,17 @@ class LocalTrainer:
         model = self._prepare(plan, state, init_seed)
         patients, source = self._manifest.patients, random or self._random
         batch = self._batch_for(plan)
-        return count_right(plan, model, self._examples, patients, source, batch, should_stop, self._withdrawn)
+        examples = self._examples_for(plan.lora)
+        return count_right(plan, model, examples, patients, source, batch, should_stop, self._withdrawn)
+
+    def _examples_for(self, spec: LoraSpec) -> EncodedExamples:
+        """The site's examples with prompts for this adapter; encoded again only where its virtual tokens are others."""
+        if self._examples is None or self._examples[0] != spec.virtual_tokens:
+            plain = self._base.base
+            positions = getattr(plain.model.config.get_text_config(), "max_position_embeddings", 2048)
+            collator = Collator(adapted_processor(plain, spec), positions)
+            self._examples = (spec.virtual_tokens, EncodedExamples(self._manifest, collator))
+        return self._examples[1]
 
     def _batch_for(self, plan: RoundPlan) -> PhysicalBatch:
         """The plan's physical batch, as far as earlier rounds found that it fits."""

@@ -26,6 +26,7 @@ from fedmed.models.adapter import (
 )
 from fedmed.models.base import BaseModel
 from fedmed.models.kinds import TRAINED
+from fedmed.models.prompts import adapted_processor
 from fedmed.privacy.random import SecureRandom
 from fedmed.training.local_round import LocalTrainer
 
@@ -55,7 +56,7 @@ class Case:
         state = self.state
         model = add_adapter(self.base.model, self.spec, 0)
         load_adapter_state(model, state)
-        collator = Collator(self.base.processor, 512)
+        collator = Collator(adapted_processor(self.base, self.spec), 512)
         found = []
         for records in self.cohort.patients:
             total = flat(state).to(DEVICE) * 0
@@ -127,6 +128,21 @@ def test_lora_with_a_core(case: Case, physical_batch: int, bound: float) -> None
 @pytest.mark.parametrize(("physical_batch", "bound"), [(1, 1e-2), (3, 1e6), (4, 1e-2), (64, 1e6)])
 def test_convolutions_embeddings_and_modules_trained_whole(case: Case, physical_batch: int, bound: float) -> None:
     assert case.error(physical_batch, bound) < 1e-5
+
+
+VIRTUAL = {
+    f"{kind}-{name}": replace(ALL_LINEAR, targets=targets, virtual_tokens=5, virtual_kind=kind)
+    for kind in ("prompt", "prefix")
+    for name, targets in (("alone", ()), ("beside-lora", ("embed_tokens", "k_proj", "v_proj")))
+    if kind == "prefix" or name != "alone"
+}
+
+
+@pytest.mark.parametrize("case", VIRTUAL.values(), ids=VIRTUAL, indirect=True)
+@pytest.mark.parametrize(("physical_batch", "bound"), [(1, 1e6), (3, 1e-2), (64, 1e-2)])
+def test_virtual_tokens(case: Case, physical_batch: int, bound: float) -> None:
+    assert case.error(physical_batch, bound) < 1e-5
+    assert case.error(physical_batch, bound, gradient_checkpointing=True) < 1e-5
 
 
 @pytest.mark.parametrize("case", [None], ids=["all-kinds"], indirect=True)

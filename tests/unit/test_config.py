@@ -73,6 +73,21 @@ def test_a_cap_needs_the_size_of_the_largest_site_and_room_for_the_average_draw(
     load_experiment("demo", ["privacy.sample_rate=0.1", "privacy.max_patients=31", "privacy.site_patients=301"])
 
 
+def test_an_adapter_of_nothing_is_named() -> None:
+    assert problems_of("lora.targets=[]") == [
+        "lora.targets=[]: expected some with neither lora.modules_to_save nor lora.virtual_tokens"
+    ]
+    assert problems_of("lora.virtual_kind=prefix") == [
+        "lora.virtual_tokens=0: expected > 0 with lora.virtual_kind=prefix"
+    ]
+    (problem,) = problems_of("lora.targets=[]", "lora.virtual_tokens=4", "lora.core=true")
+    assert problem == "lora.core=true: expected false with lora.targets=[], R stands between B and A"
+    (problem,) = problems_of("lora.virtual_tokens=513")
+    assert problem == "lora.virtual_tokens=513: expected >= 0 and <= 512"
+    spec = load_experiment("demo", ["lora.targets=[]", "lora.virtual_tokens=4", "lora.virtual_kind=prefix"]).lora.spec
+    assert (spec.targets, spec.virtual_tokens, spec.virtual_kind) == ((), 4, "prefix")
+
+
 def test_a_password_is_no_part_of_an_experiment() -> None:
     for uri in ("http://user:hunter2@mlflow.example.org", "postgresql://hunter2@db/mlflow", "http://[hunter2@x"):
         (problem,) = problems_of(f"registry.uri={uri}")

@@ -17,7 +17,6 @@ from fedmed.config import Experiment, load_experiment, to_dict
 from fedmed.data.images import encode_png
 from fedmed.data.manifest import write_manifest
 from fedmed.data.schema import Example, ImageRef
-from fedmed.messages import LoraSpec
 from fedmed.metrics.scores import Scores
 from fedmed.models.adapter import adapter_state, add_adapter
 from fedmed.models.base import load_base
@@ -85,9 +84,7 @@ def _write_rounds(
     folder: Path, experiment: Experiment, base_folder: Path, accuracies: tuple[float, ...], seed: int
 ) -> None:
     """Round 0, then one round per further accuracy; a round whose accuracy did not move was skipped."""
-    lora = experiment.lora
-    spec = LoraSpec(lora.rank, lora.alpha, lora.parts, lora.targets)
-    state = adapter_state(add_adapter(load_base(str(base_folder)).model, spec, seed))
+    state = adapter_state(add_adapter(load_base(str(base_folder)).model, experiment.lora.spec, seed))
     store = RoundStore(folder / "rounds")
     generator = torch.Generator().manual_seed(seed)
     for number, accuracy in enumerate(accuracies):

@@ -52,6 +52,10 @@ def test_every_method_can_be_asked_for(name):
             "federation.site_ranks: fedavg averages tensors",
         ),
         (["lora.core=true"], "lora.core=true: expected false"),
+        (
+            ["lora.targets=[]", "lora.virtual_tokens=4", "federation.method=rolora"],
+            "lora.targets=[]: expected some with rolora, which acts on A and B; without LoRA take fedavg or ffa_lora",
+        ),
         (["federation.method=fed_sb"], "lora.core=false: expected true"),
         (["federation.method=fedsa_lora"], "registry.promote=true: expected false"),
         (["federation.method=fedsvd"], "training.keep_state=true: expected false"),
