@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from aggregator.agent.agent_cli import agent
 from aggregator.joining.provision_cli import provision_app, superlink
 from aggregator.methods import load_federation
 from aggregator.privacy.privacy_cli import privacy_app
@@ -34,6 +35,7 @@ app.add_typer(registry_app, name="registry")
 app.add_typer(privacy_app, name="privacy")
 app.add_typer(provision_app, name="provision")
 app.command()(superlink)
+app.command()(agent)
 
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where run folders and the sqlite MLflow store live")]
 RegistryUri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: sqlite under the runs folder")]

@@ -41,11 +41,19 @@ _CUT = "the answer may be cut off: let the model write more tokens"
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a tool gave. `data` holds what does not fit into a text, such as masks; it is no part of what a model reads."""
+    """What a tool gave.
+
+    Attributes:
+        tool: its name as the model wrote it.
+        text: what the model reads.
+        data: what does not fit into a text, such as masks; the model does not see it.
+        failed: the text says why there is no result.
+    """
 
     tool: str
     text: str = field(repr=False)
     data: Any = field(default=None, repr=False, compare=False)
+    failed: bool = field(default=False, compare=False)
 
 
 def write_turn(turn: Turn) -> str:
