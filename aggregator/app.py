@@ -25,7 +25,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from aggregator.rounds.lookout import ALIVE_FILE, lookout
 from aggregator.runs import locks
-from aggregator.runs.folder import EVENTS_FILE, EXPERIMENT_FILE, read_experiment
+from aggregator.runs.folder import EVENTS_FILE, EXPERIMENT_FILE, PUBLIC, VALIDATION, read_experiment
 from aggregator.runs.orphan import end_with_superlink
 from aggregator.watching.events import EventLog
 from fedmed.errors import FederationError, FedMedError
@@ -100,7 +100,7 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
     from aggregator.registry.publish import build_model
     from aggregator.rounds.store import RoundStore
     from aggregator.rounds.strategy import run_federation
-    from fedmed.data.manifest import load_manifest
+    from fedmed.data.manifest import Manifest, load_manifest
     from fedmed.metrics.scores import Scores
     from fedmed.models.adapter import State, adapter_state, add_adapter, load_adapter_state, remove_adapter
     from fedmed.models.base import load_base
@@ -110,27 +110,28 @@ def run(run_dir: Path, exchange: Exchange, events: EventLog) -> None:
     experiment = read_experiment(run_dir)
     settings = experiment.evaluation
     base = load_base(experiment.base_model.name, device=experiment.device, expected_sha256=experiment.base_model.sha256)
-    public = load_manifest(run_dir / "public")
+    public, validation = load_manifest(run_dir / PUBLIC), run_dir / VALIDATION
+    held_out = load_manifest(validation) if validation.exists() else None
     spec, store = experiment.lora.spec, RoundStore(run_dir / "rounds")
     model, processor = add_adapter(base.model, spec, experiment.seed), adapted_processor(base, spec)
-    begun = store.last() is not None
 
-    def score_adapter(state: State) -> Scores:
-        nonlocal begun
+    def score(manifest: Manifest, state: State) -> Scores:
         load_adapter_state(model, state)
         scores, _ = evaluate(
             model,
             # Zero-shot is the base: the first adapter changes nothing where its virtual tokens are not in the prompt.
-            processor if begun else base.processor,
-            public,
+            base.processor if store.last() is None else processor,
+            manifest,
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
         )
-        begun = True
         return scores
 
     watch = partial(lookout, run_dir)
+    evaluate_public, validate = partial(score, public), partial(score, held_out) if held_out else None
     # The first adapter is named nowhere here, so that the round loop can let go of it.
-    run_federation(experiment, exchange, store, score_adapter, events, adapter_state(model), base.sha256, watch)
+    run_federation(
+        experiment, exchange, store, evaluate_public, events, adapter_state(model), base.sha256, watch, validate
+    )
     remove_adapter(model)
     build_model(run_dir, experiment, base)  # here, where torch and the base model are loaded

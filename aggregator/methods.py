@@ -233,12 +233,19 @@ def _check_adapter(experiment: Experiment, method: Method) -> list[str]:
         problems.append(
             f"lora.targets=[]: expected some with {method.name}, which acts on A and B; without LoRA take {' or '.join(alone)}"
         )
+    judged = [name or "the run" for name, stage in experiment.plan.items() if stage.curriculum.is_judged]
+    if method.personal and judged:
+        problems.append(
+            f"curriculum: {judged[0]} may go back to an earlier adapter, expected patience=0 and min_gain=-1 with "
+            f"{method.name}, whose sites keep a part of the model that cannot go back"
+        )
     if method.personal and experiment.registry.promote:
         problems.append(
             f"registry.promote=true: expected false, with {method.name} every site keeps a part of its model, and what the "
             "aggregator scores lacks it"
         )
-    if experiment.training.keep_state and not method.kept_basis:
+    keeps = any(stage.training.keep_state for stage in experiment.plan.values())
+    if keeps and not method.kept_basis:
         problems.append(
             f"training.keep_state=true: expected false, {method.name} factors the adapter anew after every round, and moments "
             "of its old numbers mean nothing for the new ones"

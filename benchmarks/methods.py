@@ -106,7 +106,7 @@ def run(job: Job, extra: Sequence[str] = ()) -> Row:
 
     def score(number: int, state: State) -> Scores:
         """Of the last round alone: the others cost as much and are not looked at."""
-        if number < experiment.training.rounds:
+        if number < experiment.rounds:
             return Scores(len(held_out), None, None, None, 0.0, 0.0)
         return score_adapter(experiment, shared, state, write_manifest(Path(scratch), held_out))
 

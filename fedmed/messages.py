@@ -36,6 +36,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from fedmed.errors import WireError
+from fedmed.privacy.selection import Selection as Selection
 
 PROTOCOL = 4
 MAGIC = b"FEDM"
@@ -138,6 +139,8 @@ class TrainTask:
             round of the run, and they never leave.
         dtype: of the tensors on the wire in both directions: an encoding of fedmed.models.encoding. Training is in float32.
         precision: float32, or bfloat16 for autocast of the frozen model.
+        parts: of lora.parts, those trained in this round; empty trains all. The others' tensors come back as they came.
+        selection: of the records.
         payload_sha256: of the payload; filled in by `encode`.
     """
 
@@ -158,6 +161,8 @@ class TrainTask:
     optimizer: OptimizerSpec
     dtype: str
     precision: str
+    parts: tuple[str, ...] = ()
+    selection: Selection = Selection()  # noqa: RUF009  frozen
     payload_sha256: str = ""
 
 

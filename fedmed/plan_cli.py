@@ -110,8 +110,24 @@ def _missing(values: dict[str, Any], but: str) -> list[str]:
     return [name for name in UNKNOWNS if name not in known and name != but]
 
 
+def _rounds(experiment: Experiment) -> dict[str, int]:
+    """Rounds and steps. Stages whose rounds have another number of steps are so many rounds of one step: they cost the same,
+    but for the counts, of which there is one a round."""
+    each = {stage.training.local_steps for stage in experiment.plan.values()}
+    if len(each) == 1:
+        return {"rounds": experiment.rounds, "local_steps": each.pop()}
+    if experiment.privacy.metrics_noise_multiplier:
+        raise ConfigError(
+            [
+                f"training.local_steps: the stages have {sorted(each)}, expected one number to plan evaluation counts with"
+            ],
+            "plan with --rounds and --local-steps, or without privacy.metrics_noise_multiplier",
+        )
+    return {"rounds": experiment.steps, "local_steps": 1}
+
+
 def _of_experiment(experiment: Experiment) -> dict[str, Any]:
-    privacy, training = experiment.privacy, experiment.training
+    privacy = experiment.privacy
     if privacy.mode != "dp":
         raise ConfigError([f"privacy.mode={privacy.mode!r}: expected dp, there is nothing to plan without privacy"])
     return {
@@ -121,8 +137,7 @@ def _of_experiment(experiment: Experiment) -> dict[str, Any]:
         **({"patients": privacy.site_patients} if privacy.site_patients else {}),
         "delta": privacy.delta,
         "sample_rate": privacy.sample_rate,
-        "rounds": training.rounds,
-        "local_steps": training.local_steps,
+        **_rounds(experiment),
         "metrics_noise_multiplier": privacy.metrics_noise_multiplier,
         "max_patients": privacy.max_patients,
     }

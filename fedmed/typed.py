@@ -34,6 +34,11 @@ def choice(*allowed: str) -> Any:
     return field(metadata={"choices": allowed})
 
 
+def choices(*allowed: str) -> Any:
+    """A list of some of these, that may be empty."""
+    return field(metadata={"choices": allowed, "empty": True})
+
+
 def texts() -> Any:
     """A list of texts that may be empty."""
     return field(metadata={"empty": True})
@@ -116,6 +121,11 @@ def _value(hint: Any, value: Any, rule: Any, path: str, problems: list[str]) -> 
         for item in value:
             _check_rule(item, rule, path, problems)
         return tuple(value)
+    if typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]):
+        if not isinstance(value, dict) or not all(isinstance(key, str) and key for key in value):
+            problems.append(f"{path}={value!r}: expected names, each with a group of keys")
+            return {}
+        return {key: parse(typing.get_args(hint)[1], item, f"{path}.{key}", problems) for key, item in value.items()}
     if hint == dict[str, str]:
         if (
             not isinstance(value, dict)

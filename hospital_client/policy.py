@@ -14,6 +14,7 @@
 |                      | less noise, or without mode `dp`                                                   |
 | delta                | mode `dp` with a larger delta, or none at all                                      |
 | max_sample_rate, max_local_steps, max_rounds | it asks for more                                           |
+| (always)             | its selection of a record depends on other patients' records, with mode `dp`       |
 | patient_count        | `hidden`, and it caps the patients of a step: no public count, no accounting       |
 | (always)             | it caps the patients of a step below those drawn on average                        |
 | min_patients         | the cohort has fewer (the message does not say how many)                           |
@@ -27,8 +28,9 @@ from dataclasses import dataclass
 
 from fedmed.errors import PolicyRefusal
 from fedmed.messages import ENCODINGS, PrivacySpec, TrainTask
-from fedmed.models.kinds import TRAINED
+from fedmed.models.kinds import PARTS, TRAINED
 from fedmed.privacy.events import least_cap
+from fedmed.privacy.selection import selection_problems
 from fedmed.typed import choice, number
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -126,6 +128,8 @@ def _model_breaches(policy: Policy, task: TrainTask) -> list[str]:
         breaches.append(f"lora.virtual_kind={task.lora.virtual_kind!r:.40}, expected {' or '.join(VIRTUAL_KINDS)}")
     if not task.trainable or not set(task.trainable) <= set(TRAINED):
         breaches.append(f"trainable={list(task.trainable)!r:.80}, expected some of {', '.join(TRAINED)}")
+    if not set(task.parts) <= set(PARTS):
+        breaches.append(f"parts={list(task.parts)!r:.80}, expected some of {', '.join(PARTS)}")
     if not task.returned or not set(task.returned) <= set(task.trainable):
         breaches.append(f"returned={list(task.returned)!r:.80}, expected some of trainable")
     return breaches
@@ -145,6 +149,7 @@ def _size_breaches(policy: Policy, task: TrainTask) -> list[str]:
         breaches.append(f"optimizer.name={task.optimizer.name!r:.40}, expected {' or '.join(OPTIMIZERS)}")
     if not task.optimizer.proximal_mu >= 0:
         breaches.append(f"optimizer.proximal_mu={task.optimizer.proximal_mu:g}, expected >= 0")
+    breaches += [f"selection: {problem}"[:160] for problem in selection_problems(task.selection, task.privacy.mode)]
     if task.privacy.clipping not in CLIPPINGS:
         breaches.append(f"privacy.clipping={task.privacy.clipping!r:.40}, expected {' or '.join(CLIPPINGS)}")
     return breaches

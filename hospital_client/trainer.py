@@ -83,6 +83,8 @@ class SiteTrainer:
             run=task.run,
             frozen_sha256=task.frozen_sha256,
             personal=tuple(kind for kind in task.trainable if kind not in task.returned),
+            parts=task.parts,
+            selection=task.selection,
         )
         incoming = self._check_adapter(plan, task, payload, own := self._own_tensors(task, plan.personal))
         state, lost = incoming | own, self._lost(task)

@@ -16,7 +16,7 @@ from aggregator.registry.base import CHALLENGER, CHAMPION, Metric, Registry, Run
 from aggregator.registry.history import Change, promote, read_history, rollback
 from aggregator.registry.memory import MemoryRegistry
 from aggregator.registry.mlflow_store import MlflowRegistry
-from fedmed.config import ADDRESS_ALONE, has_secret
+from fedmed.config_checks import ADDRESS_ALONE, has_secret
 from fedmed.errors import RegistryError
 
 __all__ = [

@@ -27,7 +27,7 @@ from aggregator.methods import get_method
 from aggregator.registry import CHAMPION, Version
 from aggregator.registry.model_folder import MANIFEST, read_manifest
 from aggregator.rounds.store import RoundRecord, RoundStore, SiteReport
-from aggregator.runs.folder import EVENTS_FILE, RUN_FILE
+from aggregator.runs.folder import EVENTS_FILE, PUBLIC, RUN_FILE
 from aggregator.watching.events import read_events
 from fedmed.config import Experiment, Privacy
 from fedmed.errors import FederationError
@@ -117,7 +117,7 @@ def lineage_facts(run_dir: Path, experiment: Experiment) -> dict[str, Any]:
     run = _read_run(run_dir)
     checkpoint = checkpoint_path(experiment.base_model.name)
     sha256 = checkpoint_sha256(checkpoint) if checkpoint else experiment.base_model.sha256
-    public = load_manifest(run_dir / "public")
+    public = load_manifest(run_dir / PUBLIC)
     return {
         "key": run.get("key") or f"{experiment.name}-{experiment.sha256[:12]}",
         "base_model": {"name": experiment.base_model.name, "sha256": sha256},
@@ -177,6 +177,8 @@ def _round(record: RoundRecord) -> dict[str, Any]:
         "round": record.round,
         "replies": len(record.replies),
         "skipped": record.skipped,
+        "stage": record.stage,
+        "verdict": record.verdict,
         "left_out": dict(record.left_out),
         "test_accuracy": _accuracy(record.scores),
         "closed_accuracy": _rounded(record.scores.closed_accuracy) if record.scores else None,

@@ -86,6 +86,9 @@ class RoundRecord:
         adapter_sha256: of adapter.safetensors; parent_sha256: of the round's before, empty at round 0. Both are
             filled in by `RoundStore.commit`.
         memory_sha256: of memory.safetensors; empty where there is none.
+        stage: its name, where the experiment has stages; ends_stage: the next round is another stage's, or there is none.
+        val_scores: of the adapter after this round, on the public validation split, where stages are judged by it.
+        verdict: why the adapter is not what this round trained, but an earlier round's; empty where it is.
     """
 
     round: int
@@ -103,6 +106,10 @@ class RoundRecord:
     local_accuracy: float | None = None
     local_error: float | None = None
     memory_sha256: str = ""
+    stage: str = ""
+    ends_stage: bool = False
+    val_scores: Scores | None = None
+    verdict: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -111,14 +118,8 @@ class RoundRecord:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RoundRecord:
         """What `to_dict` gave. Raises TypeError or KeyError for anything else."""
-        scores = data["scores"]
-        return cls(
-            **{
-                **data,
-                "replies": tuple(SiteReport(**reply) for reply in data["replies"]),
-                "scores": None if scores is None else Scores(**scores),
-            }
-        )
+        scores = {key: Scores(**data[key]) for key in ("scores", "val_scores") if data.get(key) is not None}
+        return cls(**{**data, "replies": tuple(SiteReport(**reply) for reply in data["replies"]), **scores})
 
 
 class RoundStore:

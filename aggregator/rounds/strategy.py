@@ -13,6 +13,7 @@ round's record and in an event, and the others go on.
 | valid replies >= quorum                | committed with the new adapter                                       |
 | valid replies < quorum                 | committed as skipped, the adapter unchanged                          |
 | fewer connected sites than the quorum  | waited for up to deadline_s, then skipped: no task, no privacy spent |
+| a stage ends (aggregator/rounds/stages.py) | committed with what it trained, or an earlier round's adapter    |
 | killed at any moment                   | the next start goes on after the last committed round (see below)    |
 | other configuration in the same folder | FederationError before anything is sent                              |
 
@@ -23,30 +24,32 @@ result over again and spends nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from torch import Tensor
 
 from aggregator.aggregation.mean import layout, select
-from aggregator.aggregation.run import Aggregation, RoundAggregate, Taken
+from aggregator.aggregation.run import Aggregation
 from aggregator.joining.admitted import standing_warnings, why_absent
+from aggregator.rounds.current import CurrentRound, Order, local_accuracy, site_report
 from aggregator.rounds.exchange import Exchange, Reply
 from aggregator.rounds.presence import Presence
 from aggregator.rounds.roster import Roster
-from aggregator.rounds.store import RoundRecord, RoundStore, SiteReport
+from aggregator.rounds.stages import Place, Verdict, judge, next_place
+from aggregator.rounds.store import RoundRecord, RoundStore
 from aggregator.rounds.tasks import check_reply, make_task, plan_privacy
 from aggregator.watching.events import EventLog, printable
 from fedmed.config import Experiment
 from fedmed.errors import FederationError, FedMedError
 from fedmed.heap import tensors_apart, trim
-from fedmed.messages import TrainResult, TrainTask, encode, sha256_hex
+from fedmed.messages import encode, sha256_hex
 from fedmed.metrics.scores import Scores
 from fedmed.models.encoding import State, encode_parts
 from fedmed.models.kinds import kind_of
-from fedmed.privacy.counts import NoisyCounts, federated_accuracy
 
+Evaluate = Callable[[State], Scores]
 Watch = Callable[[Callable[[], None]], AbstractContextManager[None]]
 
 
@@ -63,60 +66,37 @@ def run_federation(
     experiment: Experiment,
     exchange: Exchange,
     store: RoundStore,
-    evaluate: Callable[[State], Scores],
+    evaluate: Evaluate,
     events: EventLog,
     initial: State,
     base_sha256: str,
     watch: Watch = no_watch,
+    validate: Evaluate | None = None,
 ) -> None:
     """Runs all rounds that `store` does not hold yet.
 
     Args:
         exchange: carries frames to the sites.
-        evaluate: scores an adapter on the public test set.
+        evaluate: scores an adapter on the public test set, for people.
         initial: the whole adapter as drawn from the experiment's public seed; used when `store` is empty.
         base_sha256: of the frozen base model; every site compares it with its own.
         watch: looks after the sites while the rounds run, given what to do at each look.
+        validate: scores an adapter on the public validation split, by which stages are judged; None where no stage asks for that.
 
     Raises:
         FederationError: unknown method, too few sites at the start, a store of another configuration, or a full disk.
         PrivacyError: no noise reaches the asked epsilon.
     """
-    federation = Federation(experiment, exchange, store, evaluate, events, base_sha256)
+    federation = Federation(experiment, exchange, store, evaluate, validate, events, base_sha256)
     with watch(federation.look):
         federation.start(initial)
         del initial  # on disk now; where the caller holds none either, its memory is free for the rounds
-        done, rounds = len(store.records()) - 1, experiment.training.rounds  # round 0 is not a round of training
-        if done < rounds:
-            federation.roster.join()
-        for number in range(done + 1, rounds + 1):
-            federation.run_round(number)
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """What sites of one rank are sent: the task, the adapter that they start from, and the shapes that they must return."""
-
-    task: TrainTask
-    task_sha256: str
-    sent: Mapping[str, Tensor]
-    expected: State
-
-
-@dataclass
-class _Round:
-    """What a round has gathered so far. `frames`: the orders' by rank, until they are sent. `equal`: all sites weigh the same,
-    as asked or because one does not tell its size."""
-
-    number: int
-    aggregate: RoundAggregate
-    orders: dict[int, _Order]
-    frames: dict[int, bytes]
-    equal: bool = False
-    reports: list[SiteReport] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
-    bytes_up: int = 0
-    bytes_down: int = 0
+        joined = False
+        while (place := next_place(experiment.plan, store.records())) is not None:
+            if not joined:
+                federation.roster.join()
+                joined = True
+            federation.run_round(place)
 
 
 class Federation:
@@ -127,19 +107,21 @@ class Federation:
         experiment: Experiment,
         exchange: Exchange,
         store: RoundStore,
-        evaluate: Callable[[State], Scores],
+        evaluate: Evaluate,
+        validate: Evaluate | None,
         events: EventLog,
         base_sha256: str,
     ) -> None:
         self._experiment = experiment
         self._exchange = exchange
         self._store = store
-        self._evaluate = evaluate
+        self._evaluate, self._validate = evaluate, validate
         self._events = events
         self._base_sha256 = base_sha256
         self._aggregation = Aggregation(experiment)
         self._privacy = plan_privacy(experiment)
         self._scores: Scores | None = None
+        self._val_scores: Scores | None = None
         self._memory: State = {}
         self._run = store.run_id(experiment.name)
         self.roster = Roster(experiment, self._run, exchange, events)
@@ -156,14 +138,20 @@ class Federation:
                 "give the run another name, or move the old folder away",
             )
         if last is not None:
-            self._scores, self._memory = last.scores, self._store.memory(last.round)
+            self._scores, self._val_scores = last.scores, last.val_scores
+            self._memory = self._store.memory(last.round)
             return
         begin = time.monotonic()
-        self._scores = self._evaluate(initial)
+        self._score(initial)
+        assert self._scores is not None  # noqa: S101  just scored
         self._events.emit("zero_shot", accuracy=self._scores.accuracy)
         seconds = time.monotonic() - begin
         record = RoundRecord(0, False, (), {}, self._scores, 0, 0, seconds, 0.0, self._experiment.sha256)
-        self._store.commit(record, initial)
+        self._store.commit(replace(record, val_scores=self._val_scores), initial)
+
+    def _score(self, state: State) -> None:
+        self._scores = self._evaluate(state)
+        self._val_scores = self._validate(state) if self._validate else None
 
     def look(self) -> None:
         """Tells which sites have gone or come; may be called from another thread."""
@@ -171,21 +159,23 @@ class Federation:
         online = self._exchange.online()
         self._presence.look({site for node, site in sites.items() if node in online}, sites.values())
 
-    def run_round(self, number: int) -> None:
+    def run_round(self, place: Place) -> None:
         """One round, committed. The adapter that it starts from stays on disk: the replies' mean and one reply fill the memory."""
         begin = time.monotonic()
         trim()
+        number = place.number
         state = self._store.stored(number - 1)
-        current = self._prepare(number, state)
+        current = self._prepare(place, state)
         quorum = self._experiment.federation.quorum
         nodes = self.roster.ready()
         if len(nodes) < quorum:
             nodes = self.roster.wait_for_quorum(self._experiment.federation.deadline_s)
-        rounds = self._experiment.training.rounds
         self._note_late()
         deadline_s = self._experiment.federation.deadline_s
         names = sorted(nodes.values())
-        self._events.emit("round_started", round=number, rounds=rounds, sites=names, deadline_s=deadline_s)
+        told = {"stage": place.name} if place.name else {}
+        rounds = self._experiment.rounds
+        self._events.emit("round_started", round=number, rounds=rounds, sites=names, deadline_s=deadline_s, **told)
         for message in standing_warnings():
             self._events.emit("warning", round=number, message=message)
         if len(nodes) >= quorum:
@@ -194,32 +184,48 @@ class Federation:
         skipped = len(current.reports) < quorum
         if not skipped:
             new, self._memory = current.aggregate.finish()
-            self._scores = self._evaluate(new)
+            self._score(new)
             state = new
-        self._commit(current, state, skipped, time.monotonic() - begin)
+        verdict = self._judge(place)
+        if verdict.keep is not None:
+            state = self._store.stored(verdict.keep)
+        self._commit(current, state, skipped, time.monotonic() - begin, verdict)
+
+    def _judge(self, place: Place) -> Verdict:
+        """The verdict on the round just trained; where it names an earlier one, that one's scores and memory are the present."""
+        metric = place.stage.curriculum.metric
+        known = {record.round: record for record in self._store.records()[place.begin :]}
+        scores = {number: record.val_scores for number, record in known.items()} | {place.number: self._val_scores}
+        verdict = judge(place, {number: getattr(own, metric) if own else None for number, own in scores.items()})
+        if verdict.keep is not None:
+            kept = known[verdict.keep]
+            self._scores, self._val_scores = kept.scores, kept.val_scores
+            self._memory = self._store.memory(kept.round)
+        return verdict
 
     def _rank(self, site: str) -> int:
         return self._experiment.federation.site_ranks.get(site, self._experiment.lora.rank)
 
-    def _prepare(self, number: int, state: Mapping[str, Tensor]) -> _Round:
+    def _prepare(self, place: Place, state: Mapping[str, Tensor]) -> CurrentRound:
         ranks = {self._rank(site) for site in self._experiment.partition.sites}
         orders, frames = {}, {}
         for rank in sorted(ranks):
-            orders[rank], frames[rank] = self._order(number, self._aggregation.for_site(state, rank), rank)
+            orders[rank], frames[rank] = self._order(place, self._aggregation.for_site(state, rank), rank)
         norms = [report.update_norm for record in self._store.records()[-NORM_ROUNDS:] for report in record.replies]
-        return _Round(number, self._aggregation.begin(number, state, self._memory, norms), orders, frames)
+        aggregate = self._aggregation.begin(place.number, state, self._memory, norms)
+        return CurrentRound(place, aggregate, orders, frames)
 
-    def _order(self, number: int, sent: Mapping[str, Tensor], rank: int) -> tuple[_Order, bytes]:
+    def _order(self, place: Place, sent: Mapping[str, Tensor], rank: int) -> tuple[Order, bytes]:
         """The order, and its frame."""
         method = self._aggregation.method
         frozen = {name: sent[name] for name in sent if kind_of(name) not in {*method.down, *method.personal}}
-        task = make_task(self._experiment, method, self._privacy, number, self._run, self._base_sha256, frozen, rank)
+        task = make_task(self._experiment, method, self._privacy, place, self._run, self._base_sha256, frozen, rank)
         del frozen
         frame = encode(task, encode_parts(select(sent, method.down), task.dtype))
-        return _Order(task, sha256_hex(frame), sent, layout(sent, task.returned)), frame
+        return Order(task, sha256_hex(frame), sent, layout(sent, task.returned)), frame
 
     @tensors_apart()
-    def _exchange_once(self, current: _Round, nodes: dict[int, str]) -> None:
+    def _exchange_once(self, current: CurrentRound, nodes: dict[int, str]) -> None:
         asked_equal = self._experiment.federation.weighting == "equal"
         current.equal = asked_equal or any(self.roster.sites[node].num_patients == 0 for node in nodes)
         current.bytes_down = sum(len(current.frames[self._rank(site)]) for site in nodes.values())
@@ -242,7 +248,7 @@ class Federation:
             trim()
         self._presence.close_round()
 
-    def _hand_over(self, current: _Round, nodes: dict[int, str]) -> dict[int, bytes]:
+    def _hand_over(self, current: CurrentRound, nodes: dict[int, str]) -> dict[int, bytes]:
         """Each node's frame, which is kept here no longer: the exchange lets go of it once it is on its way."""
         frames, current.frames = current.frames, {}
         return {node: frames[self._rank(site)] for node, site in nodes.items()}
@@ -253,7 +259,7 @@ class Federation:
             if info is not None and node in self._overdue:
                 self._events.emit("late", round=self._overdue.pop(node), site=info.site)
 
-    def _take(self, current: _Round, site: str, reply: Reply) -> None:
+    def _take(self, current: CurrentRound, site: str, reply: Reply) -> None:
         """Folds one reply in, or raises FedMedError with the reason why it does not count."""
         if reply.frame is None:
             raise FederationError(reply.error)
@@ -266,26 +272,28 @@ class Federation:
             )
         weight = 1.0 if current.equal else float(result.num_patients)
         taken = current.aggregate.add(update, weight, order.sent, order.task, result.num_patients)
-        current.reports.append(_report(result, reply, weight, taken))
+        current.reports.append(site_report(result, reply, weight, taken))
         seconds = round(reply.seconds, 3)
         self._events.emit("reply", round=result.round, site=site, epsilon=result.epsilon, seconds=seconds)
         if taken.scaled:
             self._events.emit("bounded", round=result.round, site=site, norm=taken.norm, bound=taken.bound)
 
-    def _note_absent(self, current: _Round, nodes: dict[int, str]) -> None:
+    def _note_absent(self, current: CurrentRound, nodes: dict[int, str]) -> None:
         for site in self._experiment.partition.sites:
             if site not in nodes.values():
                 reason = why_absent(site) or "not connected, or still busy with an earlier round"
                 self._leave_out(current, site, reason)
 
-    def _leave_out(self, current: _Round, site: str, reason: str) -> None:
+    def _leave_out(self, current: CurrentRound, site: str, reason: str) -> None:
         reason = printable(reason)
         current.left_out[site] = reason
         self._events.emit("left_out", round=current.number, site=site, reason=reason)
 
-    def _commit(self, current: _Round, state: Mapping[str, Tensor], skipped: bool, seconds: float) -> None:
+    def _commit(
+        self, current: CurrentRound, state: Mapping[str, Tensor], skipped: bool, seconds: float, verdict: Verdict
+    ) -> None:
         reports = tuple(sorted(current.reports, key=lambda report: report.site))
-        local = _local_accuracy(reports, self._privacy.metrics_noise_multiplier)
+        accuracy, error = local_accuracy(reports, self._privacy.metrics_noise_multiplier)
         record = RoundRecord(
             round=current.number,
             skipped=skipped,
@@ -297,41 +305,21 @@ class Federation:
             seconds=seconds,
             reply_seconds=max((report.reply_seconds for report in reports), default=0.0),
             config_sha256=self._experiment.sha256,
-            local_accuracy=local[0] if local else None,
-            local_error=local[1] if local else None,
+            local_accuracy=accuracy,
+            local_error=error,
+            stage=current.place.name,
+            ends_stage=verdict.ends_stage,
+            val_scores=self._val_scores,
+            verdict=verdict.reason,
         )
         self._store.commit(record, state, self._memory)
-        accuracy = None if self._scores is None else self._scores.accuracy
         self._events.emit(
             "round_committed",
             round=record.round,
-            accuracy=accuracy,
+            accuracy=None if self._scores is None else self._scores.accuracy,
             replies=len(reports),
             skipped=skipped,
             seconds=round(seconds, 3),
         )
-
-
-def _local_accuracy(reports: Sequence[SiteReport], noise_multiplier: float) -> tuple[float, float] | None:
-    """Accuracy of the incoming adapter over the sites' own patients, and its error; None without counts."""
-    counts = [NoisyCounts(report.noisy_correct, report.noisy_patients) for report in reports]
-    return federated_accuracy(counts, noise_multiplier) if noise_multiplier and counts else None
-
-
-def _report(result: TrainResult, reply: Reply, weight: float, taken: Taken) -> SiteReport:
-    return SiteReport(
-        site=result.site,
-        num_patients=result.num_patients,
-        steps=result.steps,
-        epsilon=result.epsilon,
-        delta=result.delta,
-        epsilon_total=result.epsilon_total,
-        reply_seconds=reply.seconds,
-        bytes_up=len(reply.frame or b""),
-        dataset_fingerprint=result.dataset_fingerprint,
-        weight=weight,
-        noisy_correct=result.noisy_correct,
-        noisy_patients=result.noisy_patients,
-        update_norm=taken.norm,
-        update_bound=taken.bound if taken.scaled else None,
-    )
+        if verdict.reason:
+            self._events.emit("judged", round=record.round, stage=current.place.name, verdict=verdict.reason)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from aggregator.aggregation.mean import check_layout
 from aggregator.methods import Method
+from aggregator.rounds.stages import Place
 from fedmed.config import Experiment, Training
 from fedmed.errors import FederationError
 from fedmed.messages import OptimizerSpec, PrivacySpec, Refusal, TrainResult, TrainTask, decode
@@ -47,7 +48,8 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def plan_privacy(experiment: Experiment) -> PrivacySpec:
-    """The privacy of every round: the noise is planned once, for all rounds together. Without privacy it is 0.
+    """The privacy of every round: the noise is planned once, for the rounds of all stages together. Without privacy it is 0.
+    `steps` are those of the first stage; `make_task` puts in each round's own.
 
     A cap is planned for the largest site that the experiment allows: the sites' counts are not known before the run, and
     a task must have the same bytes after a restart. Each site's ledger charges by the site's own count.
@@ -55,15 +57,15 @@ def plan_privacy(experiment: Experiment) -> PrivacySpec:
     Raises:
         PrivacyError: no noise reaches the asked epsilon.
     """
-    privacy, training = experiment.privacy, experiment.training
+    privacy = experiment.privacy
     noise = 0.0
     if privacy.mode == "dp":
-        counts = PrivacyEvent(privacy.metrics_noise_multiplier, privacy.sample_rate, training.rounds)
+        counts = PrivacyEvent(privacy.metrics_noise_multiplier, privacy.sample_rate, experiment.rounds)
         noise = privacy.noise_multiplier or plan_noise(
             privacy.epsilon,
             privacy.delta,
             privacy.sample_rate,
-            training.rounds * training.local_steps,
+            experiment.steps,
             max_patients=privacy.max_patients,
             num_patients=privacy.site_patients,
             others=[counts] if privacy.metrics_noise_multiplier else [],
@@ -74,7 +76,7 @@ def plan_privacy(experiment: Experiment) -> PrivacySpec:
         sample_rate=privacy.sample_rate,
         max_grad_norm=privacy.max_grad_norm,
         records_per_patient=privacy.records_per_patient,
-        steps=training.local_steps,
+        steps=next(iter(experiment.plan.values())).training.local_steps,
         delta=privacy.delta,
         clipping=privacy.clipping,
         max_patients=privacy.max_patients,
@@ -84,7 +86,7 @@ def plan_privacy(experiment: Experiment) -> PrivacySpec:
 
 
 def learning_rate(training: Training, number: int) -> float:
-    """The rate of round `number`, from 1. With W warm-up rounds of R rounds, and `peak` the experiment's rate:
+    """The rate of a stage's round `number`, from 1. With W warm-up rounds of R rounds, and `peak` the experiment's rate:
 
     | round                     | rate                                                                               |
     | ------------------------- | ---------------------------------------------------------------------------------- |
@@ -108,22 +110,22 @@ def make_task(
     experiment: Experiment,
     method: Method,
     privacy: PrivacySpec,
-    number: int,
+    place: Place,
     run: str,
     base_sha256: str,
     frozen: Mapping[str, Tensor],
     rank: int,
 ) -> TrainTask:
-    """The task of round `number` for a site of this rank; the same arguments give the same bytes on the wire.
+    """The task of the round at `place` for a site of this rank; the same arguments give the same bytes on the wire.
 
     `frozen`: the adapter's tensors that do not travel down, but follow from the public seed. The scale alpha / rank is the
     same for every rank.
     """
-    training = experiment.training
+    number, training = place.number, place.stage.training
     return TrainTask(
         run=run,
         round=number,
-        rounds=training.rounds,
+        rounds=experiment.rounds,
         config_sha256=experiment.sha256,
         base_model=experiment.base_model.name,
         base_sha256=base_sha256,
@@ -133,10 +135,10 @@ def make_task(
         frozen_sha256=state_sha256(frozen) if frozen else "",
         trainable=method.trained(number),
         returned=method.returned(number),
-        privacy=privacy,
+        privacy=replace(privacy, steps=training.local_steps),
         optimizer=OptimizerSpec(
             training.optimizer,
-            learning_rate(training, number),
+            learning_rate(training, place.within),
             training.momentum,
             training.weight_decay,
             training.keep_state,
@@ -144,6 +146,8 @@ def make_task(
         ),
         dtype=experiment.federation.wire_dtype,
         precision=training.precision,
+        parts=place.stage.curriculum.parts,
+        selection=place.selection,
     )
 
 

@@ -14,6 +14,7 @@ from fedmed.config import Experiment, parse_experiment
 from fedmed.errors import FederationError
 
 EXPERIMENT_FILE, RUN_FILE, EVENTS_FILE = "experiment.json", "run.json", "events.jsonl"
+PUBLIC, VALIDATION = "public", "validation"  # manifests of public splits
 
 
 def read_experiment(folder: Path) -> Experiment:

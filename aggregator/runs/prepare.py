@@ -3,6 +3,7 @@
     runs/NAME/experiment.json   the resolved configuration
     runs/NAME/run.json          the run's key, data notes, majority answer
     runs/NAME/public/           manifest of the public test set; the aggregator scores every round on it
+    runs/NAME/validation/       of the public validation split, where a stage is judged by it (see aggregator/rounds/stages.py)
     runs/NAME/sites/SITE/data/  manifest of a hospital; nothing outside the site's daemon reads it
 
 An older run of the same name is moved aside to NAME.1, NAME.2, ..., never overwritten.
@@ -16,12 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator.runs.folder import EXPERIMENT_FILE
+from aggregator.runs.folder import EXPERIMENT_FILE, PUBLIC, VALIDATION
 from aggregator.runs.locks import COMMAND_LOCK, SERVER_LOCK, hold
 from fedmed.config import Experiment, to_dict
 from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.partition import partition
 from fedmed.data.sources import load_source
+from fedmed.errors import DataError
 from fedmed.files import write_json
 
 
@@ -61,10 +63,17 @@ def write_data(experiment: Experiment, folder: Path, *, with_sites: bool = True)
     """Write the public test manifest and, unless the sites are elsewhere, one manifest a hospital.
 
     Raises:
-        DataError: the source is not there, or it cannot be split as asked.
+        DataError: the source is not there, cannot be split as asked, or has no validation split and a stage is judged by it.
     """
     source = load_source(experiment.data, experiment.seed)
-    public = write_manifest(folder / "public", source.test)
+    public = write_manifest(folder / PUBLIC, source.test)
+    if judged := [name or "the run" for name, stage in experiment.plan.items() if stage.curriculum.is_judged]:
+        if not source.val:
+            raise DataError(
+                f"{source.name} has no validation split, and {judged[0]} is judged by one",
+                "set curriculum.patience=0 and curriculum.min_gain=-1, or take another data.split",
+            )
+        write_manifest(folder / VALIDATION, source.val)
     sites: dict[str, Manifest] = {}
     if with_sites:
         rule = experiment.partition

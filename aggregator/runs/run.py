@@ -30,6 +30,7 @@ from rich.console import Console
 
 from aggregator.registry import open_registry
 from aggregator.registry.mirror import Mirror
+from aggregator.rounds.stages import next_place
 from aggregator.rounds.store import RoundStore
 from aggregator.runs import prepare
 from aggregator.runs.folder import RUN_FILE, read_run
@@ -90,8 +91,8 @@ def resume_run(
     with hold(folder / COMMAND_LOCK, "another command"):
         if left := end_leftovers(folder):
             console.print(f"ended what an earlier start had left running: {', '.join(left)}", highlight=False)
-        done = max(0, len(RoundStore(folder / "rounds").records()) - 1)
-        if done == experiment.training.rounds:
+        records = RoundStore(folder / "rounds").records()
+        if records and next_place(experiment.plan, records) is None:
             return _conclude(folder, console)
         if not superlink and not (folder / "sites").is_dir():
             raise FederationError(

@@ -15,6 +15,7 @@ from typing import Any
 from openai import OpenAI, OpenAIError
 
 from aggregator.registry import Version
+from aggregator.runs.folder import PUBLIC
 from aggregator.runs.processes import ProcessGroup
 from aggregator.superlink.launcher import free_port
 from fedmed.config import Experiment
@@ -38,7 +39,7 @@ def ask_served_model(folder: Path, experiment: Experiment, version: Version, pro
     processes.start("serve", command)
     client = OpenAI(base_url=f"http://{experiment.serving.host}:{port}/v1", api_key="none", max_retries=0, timeout=60.0)
     _wait_until_healthy(client, processes)
-    question, expected, image_url = _first_public_question(folder / "public")
+    question, expected, image_url = _first_public_question(folder / PUBLIC)
     content: list[Any] = [{"type": "text", "text": question}]
     if image_url:
         content.insert(0, {"type": "image_url", "image_url": {"url": image_url}})

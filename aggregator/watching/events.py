@@ -10,7 +10,7 @@ about the ServerApp itself, by `fedmed run` and `resume`.
 | waiting         | sites, expected, quorum                    | sites that have joined so far changed |
 | joined          | site, num_patients                         | a site answered and takes part        |
 | zero_shot       | accuracy                                   | before any training                   |
-| round_started   | round, rounds, sites, deadline_s           | the task goes out                     |
+| round_started   | round, rounds, sites, deadline_s, stage    | the task goes out                     |
 | reply           | round, site, epsilon, seconds              | a site's result was folded in         |
 | offline, online | round, site                                | a site went, came: within ten seconds |
 | waiting_for     | round, sites, offline, left_s              | the round has been quiet for a while  |
@@ -19,6 +19,7 @@ about the ServerApp itself, by `fedmed run` and `resume`.
 | left_out        | round, site, reason                        | a site takes no part in this round    |
 | warning         | round, message                             | once a round: what a person must mend |
 | round_committed | round, accuracy, replies, skipped, seconds | the round is on disk                  |
+| judged          | round, stage, verdict                      | with an earlier adapter: see stages   |
 | interrupted     | message                                    | the server app lost its SuperLink     |
 | restarting      | message, wait_s, attempt, limit            | the server app is gone and comes back |
 | resumed         | round, rounds                              | a restarted run goes on after `round` |
@@ -49,6 +50,7 @@ KINDS = frozenset(
         "left_out",
         "warning",
         "round_committed",
+        "judged",
         "interrupted",
         "restarting",
         "resumed",

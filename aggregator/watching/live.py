@@ -45,7 +45,7 @@ class LiveView:
     def __init__(self, console: Console, experiment: Experiment) -> None:
         self._console, self._experiment = console, experiment
         sites = {name: SiteProgress() for name in experiment.partition.sites}
-        self.progress = Progress(rounds=experiment.training.rounds, sites=sites)
+        self.progress = Progress(rounds=experiment.rounds, sites=sites)
         self._started = time.monotonic()
         self._live: Live | None = None
         self._alarm = ""

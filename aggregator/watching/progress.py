@@ -152,7 +152,8 @@ def plain_line(event: Mapping[str, Any]) -> str:
     if kind == "zero_shot":
         return f"zero-shot accuracy {percent(event['accuracy'])}"
     if kind == "round_started":
-        return f"round {event['round']} of {event['rounds']}: training at {', '.join(event['sites'])}"
+        stage = f" ({event['stage']})" if event.get("stage") else ""
+        return f"round {event['round']} of {event['rounds']}{stage}: training at {', '.join(event['sites'])}"
     if kind == "reply":
         spent = "no bound" if event["epsilon"] is None or event["epsilon"] < 0 else f"{event['epsilon']:.2f}"
         return f"round {event['round']}: {event['site']} replied after {duration(event['seconds'])}, epsilon {spent}"
@@ -177,6 +178,9 @@ def plain_line(event: Mapping[str, Any]) -> str:
             f"round {event['round']} {outcome}: accuracy {percent(event['accuracy'])}, {event['replies']} replies, "
             f"{duration(event['seconds'])}"
         )
+    if kind == "judged":
+        stage = f"stage {event['stage']}" if event["stage"] else "training"
+        return f"round {event['round']}: {stage} ends: {event['verdict']}"
     if kind == "restarting":
         again = f"starting it again in {event['wait_s']:g} s ({event['attempt']} of {event['limit']})"
         return f"{event['message']}; {again}"

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 LORA_A, LORA_B, LORA_R, RESIDUAL, SAVED = "lora_A", "lora_B", "lora_R", "residual", "saved"
 PLAIN = (LORA_A, LORA_B, SAVED)  # of ordinary LoRA
 TRAINED = (LORA_A, LORA_B, LORA_R, SAVED)  # what a site may be asked to train
+PARTS = ("language_model", "projector", "vision_tower")  # of a model
 KINDS = (LORA_A, LORA_B, LORA_R, RESIDUAL, SAVED)
 
 

@@ -21,6 +21,8 @@
 | moments              | kept through a run, of each set of trained kinds apart (RoLoRA trains A and B in turn) |
 | stopped or failed    | nothing leaves; the moments are forgotten; the steps stay spent                        |
 | proximal_mu          | FedProx: mu (w - w0) on top of the noisy gradient; no further cost                     |
+| parts                | of the others the tensors that came in come back                                       |
+| selection            | patients are drawn from all; a drawn one without a selected record adds nothing        |
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from fedmed.models.adapter import (
     adapter_parameters,
     adapter_state,
     load_adapter_state,
+    part_of,
     reset_adapter,
     state_sha256,
 )
@@ -57,6 +60,7 @@ from fedmed.training.device_memory import PhysicalBatch
 from fedmed.training.local_evaluation import count_right
 from fedmed.training.optimizers import begin_round, make_optimizer
 from fedmed.training.patient_gradients import PatientGradients
+from fedmed.training.selection import selected_records
 from fedmed.training.steps import RoundPlan, Steps
 
 
@@ -134,11 +138,11 @@ class LocalTrainer:
             parameters,
             optimizer,
             self._examples_for(plan.lora),
-            self._manifest.patients,
+            self._selected(plan),
             random or self._random,
             should_stop,
             self._mechanism,
-            self._base.proven.setdefault((plan.trainable, plan.precision), set()),
+            self._base.proven.setdefault((tuple(parameters), plan.precision), set()),
             self._batch_for(plan),
             self._withdrawn,
         ).run()
@@ -158,7 +162,7 @@ class LocalTrainer:
         Args and Raises: as `train`.
         """
         model = self._prepare(plan, state, init_seed)
-        patients, source = self._manifest.patients, random or self._random
+        patients, source = self._selected(plan), random or self._random
         batch = self._batch_for(plan)
         examples = self._examples_for(plan.lora)
         return count_right(plan, model, examples, patients, source, batch, should_stop, self._withdrawn)
@@ -171,6 +175,10 @@ class LocalTrainer:
             collator = Collator(adapted_processor(plain, spec), positions)
             self._examples = (spec.virtual_tokens, EncodedExamples(self._manifest, collator))
         return self._examples[1]
+
+    def _selected(self, plan: RoundPlan) -> tuple[tuple[int, ...], ...]:
+        """Of each patient the records that the plan selects."""
+        return selected_records(self._manifest.examples, self._manifest.patients, plan.selection)
 
     def _batch_for(self, plan: RoundPlan) -> PhysicalBatch:
         """The plan's physical batch, as far as earlier rounds found that it fits."""
@@ -191,6 +199,10 @@ class LocalTrainer:
         parameters = adapter_parameters(model, plan.trainable)
         if not parameters:
             raise ModelError(f"trainable={list(plan.trainable)}: expected kinds such as lora_A or lora_B")
+        if plan.parts:
+            parameters = {key: own for key, own in parameters.items() if part_of(key) in plan.parts}
+        if not parameters:
+            raise ModelError(f"parts={list(plan.parts)}: the adapter has no tensor to train in them")
         return model, parameters
 
     def _prepare(self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int) -> PeftModel:

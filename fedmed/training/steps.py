@@ -14,8 +14,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from fedmed.data.difficulty import HARDEST
 from fedmed.errors import FederationError, ModelError, PrivacyError
-from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec
+from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec, Selection
 from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import RandomSource
 from fedmed.privacy.sampling import draw_records
@@ -23,6 +24,7 @@ from fedmed.training.batches import EncodedExamples, Group, chunks, pack
 from fedmed.training.device_memory import PhysicalBatch, kept_bytes, set_checkpointing
 from fedmed.training.optimizers import OPTIMIZERS
 from fedmed.training.patient_gradients import PatientGradients, backward, example_losses
+from fedmed.training.selection import LOSS_BATCH, easy_by_loss, require_selection
 
 log = logging.getLogger("fedmed.training")
 
@@ -41,6 +43,7 @@ class RoundPlan:
         run: moments are kept from round to round of one run only.
         frozen_sha256: `state_sha256` of the adapter tensors that do not come in with the state; "" takes any.
         gradient_checkpointing: layers are run twice and keep less; changes time and memory alone.
+        parts: parts of the model whose tensors are trained; empty trains all. selection: of the records.
     """
 
     lora: LoraSpec
@@ -54,6 +57,8 @@ class RoundPlan:
     frozen_sha256: str = ""
     personal: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
+    parts: tuple[str, ...] = ()
+    selection: Selection = Selection()  # noqa: RUF009  frozen
 
     def __post_init__(self) -> None:
         if self.privacy.mode not in ("dp", "none"):
@@ -66,6 +71,7 @@ class RoundPlan:
             raise ModelError(f"precision={self.precision!r}: expected float32 or bfloat16")
         if self.optimizer.name not in OPTIMIZERS:
             raise ModelError(f"optimizer={self.optimizer.name!r}: expected one of {', '.join(OPTIMIZERS)}")
+        require_selection(self.selection, self.privacy)
 
     @property
     def noise_std(self) -> float:
@@ -77,7 +83,8 @@ class RoundPlan:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of one round. `patients`: record indices of each patient; the rest as in `LocalTrainer` and `PatientGradients`."""
+    """The steps of one round. `patients`: of each patient the indices of the records that the plan selects, which may be none;
+    the rest as in `LocalTrainer` and `PatientGradients`."""
 
     plan: RoundPlan
     model: PeftModel
@@ -119,8 +126,24 @@ class Steps:
         drawn = self.mechanism.draw(len(self.patients), privacy, self.random)
         withdrawn = self.withdrawn()  # after the draw: whether the others take part does not depend on it
         kept = [index for index in drawn if index not in withdrawn]
-        records = [draw_records(self.patients[index], privacy.records_per_patient, self.random) for index in kept]
+        offered = self._easy_enough([list(self.patients[index]) for index in kept if self.patients[index]])
+        records = [draw_records(own, privacy.records_per_patient, self.random) for own in offered]
         return sorted(records, key=lambda own: max(self.examples.text_size(record) for record in own))
+
+    def _easy_enough(self, patients: list[list[int]]) -> list[list[int]]:
+        """Patients' records that the selection lets through by the present model's loss, of those who have any."""
+        selection = self.plan.selection
+        if selection.grading != "loss" or selection.max_difficulty == HARDEST or not patients:
+            return patients
+        flat = [record for own in patients for record in own]
+        size, easy = self.batch.size or LOSS_BATCH, set[int]()
+        for start in range(0, len(flat), size):
+            self._stop_if_asked()
+            part = flat[start : start + size]
+            batch = self.examples.batch(part).to(self._device)
+            easy |= easy_by_loss(self.model, batch, self.plan.precision, part, selection.max_difficulty)
+        left = [[record for record in own if record in easy] for own in patients]
+        return [own for own in left if own]
 
     def _private_gradient(self, engine: PatientGradients, drawn: list[list[int]]) -> list[Tensor]:
         """Clipped, summed over all physical batches, noised once, divided by the public lot size."""

@@ -28,6 +28,7 @@ EVENTS: list[dict[str, Any]] = [
     {"kind": "bounded", "round": 1, "site": "north", "norm": 9.0, "bound": 3.0},
     {"kind": "left_out", "round": 1, "site": "valley", "reason": "[bold]no reply[/bold] within 300 s"},
     {"kind": "warning", "round": 1, "message": "the certificate [bold]ends[/bold] in 9 days"},
+    {"kind": "judged", "round": 1, "stage": "align", "verdict": "validation accuracy was best in round 0: back to it"},
     {"kind": "round_committed", "round": 1, "accuracy": 0.75, "replies": 2, "skipped": False, "seconds": 5.0},
 ]
 ENDS: list[dict[str, Any]] = [

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from aggregator.methods import METHODS
+from aggregator.rounds.stages import Place
 from aggregator.rounds.tasks import learning_rate, make_task, plan_privacy
 from fedmed.config import load_experiment
 from fedmed.errors import ConfigError
@@ -44,7 +45,9 @@ def test_a_task_carries_its_rounds_rate() -> None:
     experiment = load_experiment("demo", ["training.schedule=cosine", "privacy.noise_multiplier=1.0"])
     privacy = plan_privacy(experiment)
     method = METHODS[experiment.federation.method]
-    sent = [make_task(experiment, method, privacy, number, "r", "b" * 64, {}, 8).optimizer for number in (1, 2)]
+    (stage,) = experiment.plan.values()
+    places = [Place(number, number, "", stage, 0) for number in (1, 2)]
+    sent = [make_task(experiment, method, privacy, place, "r", "b" * 64, {}, 8).optimizer for place in places]
     assert [spec.learning_rate for spec in sent] == [learning_rate(experiment.training, number) for number in (1, 2)]
     assert sent[0].learning_rate > sent[1].learning_rate
 
