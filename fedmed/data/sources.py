@@ -25,11 +25,13 @@ from pathlib import Path
 from fedmed.config import Data
 from fedmed.data.importers import IMPORTERS, Imported, Importer
 from fedmed.data.phantom import phantom_examples
+from fedmed.data.phantom_tools import phantom_tool_examples
 from fedmed.data.schema import SPLITS, Example, Split
 from fedmed.errors import DataError
 
 DATA_DIR_VARIABLE = "FEDMED_DATA_DIR"
-PHANTOM = "phantom"
+PHANTOM, PHANTOM_TOOLS = "phantom", "phantom_tools"
+GENERATED = (PHANTOM, PHANTOM_TOOLS)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Source:
     """A data set as an experiment uses it.
 
     Attributes:
-        name: of the importer, or `phantom`: what was used, which may be the fallback.
+        name: of the importer, or of GENERATED: what was used, which may be the fallback.
         train: to be shared among the sites.
         val, test: public; val for tuning, test for the scores that are reported.
         notes: what a reader of the results must know: split rule, leaks, quarantined rows, fallback.
@@ -65,10 +67,10 @@ def load_source(data: Data, seed: int) -> Source:
         DataError: unknown source; not found, saying where it was looked for and how to get it; or not readable.
     """
     for name in filter(None, (data.source, data.fallback)):
-        if name != PHANTOM and name not in IMPORTERS:
-            known = ", ".join(sorted([*IMPORTERS, PHANTOM]))
+        if name not in GENERATED and name not in IMPORTERS:
+            known = ", ".join(sorted([*IMPORTERS, *GENERATED]))
             raise DataError(f"unknown data source {name!r}, expected one of {known}")
-    if data.source == PHANTOM:
+    if data.source in GENERATED:
         source = _phantom(data, seed)
     elif path := _find(data):
         source = _read(IMPORTERS[data.source], path, data.split)
@@ -97,6 +99,8 @@ def _phantom(data: Data, seed: int) -> Source:
     """Phantoms of the hospitals' domain; val is as large as test."""
 
     def draw(num_patients: int, split: Split) -> tuple[Example, ...]:
+        if data.source == PHANTOM_TOOLS:
+            return tuple(phantom_tool_examples(num_patients, seed, split=split))
         return tuple(phantom_examples(num_patients, seed, domain="hospital", split=split))
 
     train, val, test = (
@@ -104,8 +108,8 @@ def _phantom(data: Data, seed: int) -> Source:
         draw(data.test_patients, "val"),
         draw(data.test_patients, "test"),
     )
-    note = f"{_counts(PHANTOM, {'train': train, 'val': val, 'test': test})}, by patient"
-    return Source(PHANTOM, train, val, test, notes=(note,))
+    note = f"{_counts(data.source, {'train': train, 'val': val, 'test': test})}, by patient"
+    return Source(data.source, train, val, test, notes=(note,))
 
 
 def _read(importer: Importer, path: Path, split_rule: str) -> Source:

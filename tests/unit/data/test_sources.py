@@ -13,7 +13,7 @@ import pytest
 from fedmed.config import Data
 from fedmed.data.images import encode_png
 from fedmed.data.importers import IMPORTERS
-from fedmed.data.sources import PHANTOM, load_source
+from fedmed.data.sources import GENERATED, load_source
 from fedmed.errors import DataError
 
 DATA = Data(
@@ -99,11 +99,18 @@ def test_the_test_split_may_be_cut_short_and_the_notes_say_so(tmp_path: Path) ->
     assert load_source(replace(data, max_test_examples=9), seed=0) == load_source(data, seed=0)
 
 
+def test_tool_dialogues_are_a_source_of_their_own() -> None:
+    source = load_source(replace(DATA, source="phantom_tools"), seed=0)
+    assert source.name == "phantom_tools" and {item.task for item in source.train} == {"tool"}
+    assert len({item.patient for item in source.train}) == DATA.train_patients
+    assert source.notes[0].startswith(f"phantom_tools: {len(source.train)} train")
+
+
 @pytest.mark.parametrize("changes", [{"source": "nosuch"}, {"fallback": "nosuch"}])
 def test_an_unknown_source_lists_the_known(changes: dict[str, str]) -> None:
     with pytest.raises(DataError, match="'nosuch', expected one of") as caught:
         load_source(replace(DATA, **changes), seed=0)
-    assert all(name in caught.value.message for name in (*IMPORTERS, PHANTOM))
+    assert all(name in caught.value.message for name in (*IMPORTERS, *GENERATED))
 
 
 def test_the_official_vqa_rad_split_reports_its_leak_and_the_image_split_has_none(tmp_path: Path) -> None:
