@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fedmed.data.case import Case, CaseImage, Genomic, Laboratory, PriorReport, lay_out, ordered_images
 from fedmed.data.images import encode_png
 from fedmed.data.manifest import Manifest, write_manifest
-from fedmed.data.schema import Example, ImageRef
+from fedmed.data.schema import Example, Exchange, ImageRef
 from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec
 from fedmed.models.adapter import State
 from fedmed.training.steps import RoundPlan
@@ -74,3 +76,33 @@ def random_state(like: State, seed: int = 5) -> State:
 
 def flat(state: State) -> torch.Tensor:
     return torch.cat([state[key].flatten().double() for key in sorted(state)])
+
+
+def cases_among_ordinary_records(folder: Path) -> Manifest:
+    """Patients with: a case of three images at marks and tables; a case without images; a conversation about an image;
+    a case, an ordinary record and a text alone; an ordinary record."""
+    prior = CaseImage("b", "prior", 30, "CT")
+    case = Case(
+        "Is there an opacity?",
+        images=(prior, CaseImage("a", modality="CT"), CaseImage("c", "prior", 90)),
+        reports=(PriorReport("The heart is normal.", 30),),
+        laboratory=(Laboratory("CRP", "12", "mg/L", "0-5"),),
+        genomics=(Genomic("EGFR", "L858R", "pathogenic"),),
+    )
+    said = (Exchange("<image> Is there an opacity?", "yes"), Exchange("One?", "no"))
+    examples = [
+        case_record(0, case, "yes"),
+        case_record(1, replace(case, images=()), "The heart is normal."),
+        replace(record(2, 3, 1, "three"), question="How many?", history=said),
+        replace(record(2, 3, 1, "yes"), question="Left?", history=(*said, Exchange("How many?", "three"))),
+        case_record(3, replace(case, images=(prior,), laboratory=()), "no"),
+        record(3, 5, 2, "two"),
+        record(3, 6, 0, "left"),
+        record(4, 7, 1),
+    ]
+    return write_manifest(folder, examples)
+
+
+def case_record(patient: int, case: Case, answer: str) -> Example:
+    pictures = tuple(picture(100 * patient + ord(image.name)) for image in ordered_images(case))
+    return Example(f"p{patient:02d}", pictures, lay_out(case), answer, "open", "vqa", "cases")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_device import DEVICE
-from helpers_training import BOTH, EVERYWHERE, flat, mixed_cohort, plan, random_state
+from helpers_training import BOTH, EVERYWHERE, cases_among_ordinary_records, flat, mixed_cohort, plan, random_state
 
 from fedmed.data.collate import Collator
 from fedmed.data.manifest import Manifest, write_manifest
@@ -70,6 +70,24 @@ def test_equal_autograd(tiny_base: BaseModel, cohort: Manifest, physical_batch: 
     gradients = patient_gradients(tiny_base, cohort, EVERYWHERE, state)
     expected = clipped(gradients, bound)
     # lot_size scales the step up, so that float32 parameters do not round the sum away
+    lot = 1.0 if bound > 1 else 1e-2
+    trainer = LocalTrainer(tiny_base, cohort, SecureRandom())
+    trained = trainer.train(plan(bound=bound, physical_batch=physical_batch, lot=lot), state, 0)
+    found = (flat(state) - flat(trained)) * lot
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("physical_batch", [1, 3, 64])
+@pytest.mark.parametrize("bound", [1e-2, 1e6])
+def test_equal_autograd_on_cases_and_conversations(
+    tiny_base: BaseModel, tmp_path: Path, physical_batch: int, bound: float
+) -> None:
+    """Several images at marks, tables as text and histories, among ordinary records: each patient is clipped by itself."""
+    cohort = cases_among_ordinary_records(tmp_path / "site")
+    state = start_state(tiny_base, EVERYWHERE)
+    gradients = patient_gradients(tiny_base, cohort, EVERYWHERE, state)
+    assert len(gradients) == 5 and min(float(gradient.norm()) for gradient in gradients) > 1e-2
+    expected = clipped(gradients, bound)
     lot = 1.0 if bound > 1 else 1e-2
     trainer = LocalTrainer(tiny_base, cohort, SecureRandom())
     trained = trainer.train(plan(bound=bound, physical_batch=physical_batch, lot=lot), state, 0)

@@ -12,14 +12,18 @@
 
 Importers never unpickle and take nothing from the network. To add one: an `Importer` in a file of its own, and its
 entry in the tuple below. What they share: rows (JSON, JSON Lines, CSV) and their fields in `rows`, image files in
-`folder_images`.
+`folder_images`, the loop over rows with hashed splits and checked texts in `rowwise`.
 """
 
 from __future__ import annotations
 
 from fedmed.data.importers.base import SPLIT_RULES, Imported, Importer, Tally
+from fedmed.data.importers.cases import Cases
+from fedmed.data.importers.llava_med import LLAVA_MED
 from fedmed.data.importers.medmnist import PNEUMONIA
 from fedmed.data.importers.mmedagent import MMedAgent
+from fedmed.data.importers.reports import REPORTS
+from fedmed.data.importers.tables import OWN_TABLES
 from fedmed.data.importers.vqa_rad import VqaRad
 from fedmed.errors import DataError
 
@@ -42,5 +46,5 @@ def importer(name: str) -> Importer:
     return IMPORTERS[name]
 
 
-for _entry in (PNEUMONIA, MMedAgent(), VqaRad()):
+for _entry in (PNEUMONIA, MMedAgent(), VqaRad(), *LLAVA_MED, *REPORTS, *OWN_TABLES, Cases()):
     register(_entry)
