@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -202,12 +203,28 @@ def import_(
     """Turn a data set into a manifest that a site can train on."""
     from fedmed.data.importers import Tally, importer
     from fedmed.data.manifest import write_manifest
+    from fedmed.errors import DataError
 
     tally = Tally()
-    manifest = write_manifest(destination, importer(name).stream(source, tally, split=split, split_rule=split_rule))
+    examples = importer(name).stream(source, tally, split=split, split_rule=split_rule)
+    try:
+        manifest = write_manifest(destination, examples)
+    except DataError:
+        if not tally.rows_read or tally.rows_read > tally.left_out:
+            raise
+        raise DataError(
+            f"none of the {tally.rows_read} {split} rows of {name} can be used: {_reasons(tally.quarantined)}",
+            "look at the first rows of the source beside the layout in docs/data.md",
+        ) from None
+    without = sum(not example.images for example in manifest.examples)
     typer.echo(f"{tally.rows_read} rows read, {len(manifest.examples)} examples of {manifest.num_patients} patients")
-    typer.echo(f"  {tally.left_out} rows left out" + "".join(f"; {why}: {n}" for why, n in tally.quarantined.items()))
+    typer.echo(f"  {tally.left_out} rows left out" + (f"; {_reasons(tally.quarantined)}" if tally.left_out else ""))
+    typer.echo(f"  {without} examples without an image")
     typer.echo(f"  manifest in {destination}")
+
+
+def _reasons(quarantined: Mapping[str, int]) -> str:
+    return "; ".join(f"{why}: {count}" for why, count in sorted(quarantined.items()))
 
 
 def _inside(path: Path, root: Path) -> str:
