@@ -1,6 +1,7 @@
 """The hospital's command line.
 
     fedmed-site import pneumoniamnist data/pneumoniamnist.npz north-data
+    fedmed-site combine north-data captions questions      several manifests as one
     fedmed-site init north --name north --data north-data --set policy.epsilon_budget=4
     fedmed-site check north        every fault before the federation finds it; exit code not 0 on a finding
     fedmed-site start north        serves until SIGTERM or Ctrl-C
@@ -43,13 +44,14 @@ from fedmed.plan_cli import (
     SampleRate,
     SolveFor,
 )
-from hospital_client import connect_cli, connection_cli, consent_cli, personal_cli
+from hospital_client import combine_cli, connect_cli, connection_cli, consent_cli, personal_cli
 from hospital_client.consent_cli import AsJson, Folder
 
 # Everything else is imported inside the commands: --help must be quick, and torch is for `start` alone.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A hospital's site.")
 app.add_typer(consent_cli.app, name="consent")
 app.add_typer(personal_cli.app, name="personal")
+app.command()(combine_cli.combine)
 app.command()(connection_cli.keygen)
 app.command()(connection_cli.join)
 app.command()(connect_cli.connect)
