@@ -49,7 +49,7 @@ from fedmed.data.importers.rowwise import (
     table_rows,
     whole,
 )
-from fedmed.data.importers.tables import choices_of, chosen, split_of, task_of, who
+from fedmed.data.importers.tables import Seen, choices_of, chosen, split_of, task_of, who
 from fedmed.data.schema import Example, Split
 from fedmed.errors import DataError
 
@@ -68,7 +68,7 @@ class Cases(Importer):
         """The cases of a split. Raises DataError as the module says."""
         kind = require_split(self.name, split, split_rule)
         table = find_table(path, (self.filename, "cases.json"))
-        placing = OneSplit()
+        placing, seen = OneSplit(), Seen()
 
         def rows() -> Iterator[tuple[str, Row]]:
             for where, row in table_rows(table):
@@ -78,9 +78,9 @@ class Cases(Importer):
                     yield where, {**row, "_elsewhere": not kept}
 
         images = Images(table.parent / "images", table.parent)
-        return counted(rows(), lambda row, where: [self._example(row, where, images, kind)], tally)
+        return counted(rows(), lambda row, where: [self._example(row, where, images, seen, kind)], tally)
 
-    def _example(self, row: Row, where: str, images: Images, split: Split) -> Example:
+    def _example(self, row: Row, where: str, images: Images, seen: Seen, split: Split) -> Example:
         elsewhere = row.pop("_elsewhere")
         patient = patient_of(row, "patient", where)
         if elsewhere:
@@ -89,7 +89,7 @@ class Cases(Importer):
         case = case_of(row, where, choices)
         answer = chosen(clean(row, "answer", where, (str, int, float)), choices)
         require_texts(answer)
-        return Example(
+        example = Example(
             patient=patient,
             images=tuple(images.load(image.name) for image in ordered_images(case)),
             question=lay_out(case),
@@ -101,6 +101,8 @@ class Cases(Importer):
             attributes=_attributes(row, where) | {"modalities": _modalities(case), "images": str(len(case.images))},
             choices=choices,
         )
+        seen.require_new(example)
+        return example
 
 
 def case_of(row: Row, where: str, choices: Sequence[str] = ()) -> Case:
@@ -168,6 +170,8 @@ def _required(item: Row, field: str, here: str, kinds: tuple[type, ...] = (str,)
 
 def _days(item: Row, here: str) -> int | None:
     value = item.get("days_before")
+    if isinstance(value, float) and value.is_integer():  # as pandas writes whole numbers beside missing ones
+        value = int(value)
     if value is None or (type(value) is int and value >= 0):
         return value
     raise wrong_field(item, "days_before", here, "a whole number from 0 on")

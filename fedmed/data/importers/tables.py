@@ -97,7 +97,7 @@ class Table(Importer):
         kind = require_split(self.name, split, split_rule)
         table = find_table(path, self.names)
         columns = Columns(table, self.question, ("image",) if self.labels else ())
-        placing, seen = OneSplit(), _Seen()
+        placing, seen = OneSplit(), Seen()
 
         def rows() -> Iterator[tuple[str, Row]]:
             for where, raw in table_rows(table):
@@ -110,7 +110,7 @@ class Table(Importer):
         images = Images(table.parent / "images", table.parent)
         return counted(rows(), lambda row, where: [self._example(row, where, images, seen, kind)], tally)
 
-    def _example(self, row: Row, where: str, images: Images, seen: _Seen, split: Split) -> Example:
+    def _example(self, row: Row, where: str, images: Images, seen: Seen, split: Split) -> Example:
         patient = patient_of(row, "patient", where)
         if row["_elsewhere"]:
             raise Unusable("patient is in another split, too")
@@ -141,7 +141,7 @@ class Table(Importer):
         return "closed" if self.labels and not row.get("answer_type") else kind
 
 
-class _Seen:
+class Seen:
     """What was imported so far, by hash: rows of spreadsheets repeat."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from fedmed.data.case import Case, CaseImage, Genomic, Laboratory, PriorReport, lay_out, ordered_images
 from fedmed.data.collate import Collator
 from fedmed.data.schema import IMAGE_MARK, Example, ImageRef, marks_fit
-from fedmed.models.base import BaseModel
+from fedmed.models.base import BaseModel, load_base
 
 CASE = Case(
     question="Has the mass grown?",
@@ -63,14 +63,15 @@ def example(case: Case) -> Example:
     return Example("p", refs, lay_out(case), "yes", "closed", "vqa", "test")
 
 
-def test_every_image_has_its_mark_and_the_processor_places_it_there(tiny_base: BaseModel) -> None:
+def test_every_image_has_its_mark_and_the_processor_places_it_there() -> None:
     """Each image's tokens stand right behind the words of its own line, in the order of the marks."""
     item = example(CASE)
     assert marks_fit(item) and item.question.count(IMAGE_MARK) == 4
     shades = [10, 90, 170, 250]
     pictures = [Image.new("RGB", (32, 32), (shade, shade, shade)) for shade in shades]
-    tokenizer = tiny_base.processor.tokenizer
-    encoded = Collator(tiny_base.processor).encode(item, pictures)
+    processor = load_base("fedmed-tiny").processor
+    tokenizer = processor.tokenizer
+    encoded = Collator(processor).encode(item, pictures)
     token = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
     runs = image_runs(encoded.prompt.tolist(), token)
     assert len(runs) == 4 and len({end - start for start, end in runs}) == 1

@@ -78,6 +78,13 @@ def test_a_text_of_a_case_moves_no_image(tmp_path: Path) -> None:
     assert item.question.count("<image>") == 2 and "Prior report, 90 days before: See and <ima ge>." in item.question
 
 
+def test_whole_numbers_may_be_written_as_pandas_does(tmp_path: Path) -> None:
+    (item,) = read_all(ENTRY, cases(tmp_path, row(patient=17.0, reports=[{"text": "Clear.", "days_before": 90.0}])))
+    assert item.patient == "17" and "Prior report, 90 days before: Clear." in item.question
+    with pytest.raises(DataError, match=r"reports\[0\]: days_before is float, expected a whole number from 0 on"):
+        read_all(ENTRY, cases(tmp_path, row(reports=[{"text": "Clear.", "days_before": 1.5}])))
+
+
 def test_choices_are_listed_and_a_letter_names_one(tmp_path: Path) -> None:
     (item,) = read_all(ENTRY, cases(tmp_path, row(choices=["grown", "smaller"], answer="b")))
     assert (item.answer, item.choices, item.task) == ("smaller", ("grown", "smaller"), "choice")
@@ -87,6 +94,7 @@ def test_choices_are_listed_and_a_letter_names_one(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_quarantined(tmp_path: Path) -> None:
     path = cases(
         tmp_path,
+        row(),
         row(),
         row(patient="None"),
         row(images=[{"path": "gone.png"}]),
@@ -98,6 +106,7 @@ def test_what_cannot_be_used_is_quarantined(tmp_path: Path) -> None:
     )
     assert len(read_all(ENTRY, path)) == 1
     assert quarantined(ENTRY, path) == {
+        "repeats another row": 1,
         "patient is empty": 1,
         "image is missing": 1,
         "question or answer is empty": 1,

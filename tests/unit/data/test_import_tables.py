@@ -158,6 +158,12 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
     assert dict(item.attributes) == {"patient": "9"}
 
 
+def test_one_split_may_stand_for_all_rows(tmp_path: Path) -> None:
+    path = table(tmp_path, (f"p{number},a.png,Is it?,no" for number in range(30)), "patient,image,question,answer")
+    save_json(tmp_path / "columns.json", {"split": {"value": "train"}})
+    assert TABLE.read(path, split="train").rows_read == 30 and TABLE.read(path, split="test").rows_read == 0
+
+
 @pytest.mark.parametrize(
     ("mapping", "expected"),
     [
