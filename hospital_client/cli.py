@@ -1,6 +1,7 @@
 """The hospital's command line.
 
     fedmed-site import pneumoniamnist data/pneumoniamnist.npz north-data
+    fedmed-site import dicom archive/ north-data --reports reports.csv      files of the hospital's own, and a table
     fedmed-site combine north-data captions questions      several manifests as one
     fedmed-site init north --name north --data north-data --set policy.epsilon_budget=4
     fedmed-site check north        every fault before the federation finds it; exit code not 0 on a finding
@@ -21,7 +22,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +44,7 @@ from fedmed.plan_cli import (
     SampleRate,
     SolveFor,
 )
-from hospital_client import combine_cli, connect_cli, connection_cli, consent_cli, personal_cli
+from hospital_client import combine_cli, connect_cli, connection_cli, consent_cli, import_cli, personal_cli
 from hospital_client.consent_cli import AsJson, Folder
 
 # Everything else is imported inside the commands: --help must be quick, and torch is for `start` alone.
@@ -52,6 +52,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(consent_cli.app, name="consent")
 app.add_typer(personal_cli.app, name="personal")
 app.command()(combine_cli.combine)
+app.add_typer(import_cli.app, name="import")
 app.command()(connection_cli.keygen)
 app.command()(connection_cli.join)
 app.command()(connect_cli.connect)
@@ -192,41 +193,6 @@ def plan(
     config = load_experiment(experiment) if experiment else None
     question = plan_cli.ask(given, config, solve_for, folder.policy.delta)
     plan_cli.show(site_plan(question, folder, present_entries(folder)), as_json)
-
-
-@app.command("import")
-def import_(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="an importer, such as pneumoniamnist or vqa_rad")],
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="the file or folder to read")],
-    destination: Annotated[Path, typer.Argument(metavar="DEST", help="the manifest's folder to make")],
-    split: Annotated[str, typer.Option(help="train, val or test")] = "train",
-    split_rule: Annotated[str, typer.Option(help="official, or image: no image in two splits")] = "official",
-) -> None:
-    """Turn a data set into a manifest that a site can train on."""
-    from fedmed.data.importers import Tally, importer
-    from fedmed.data.manifest import write_manifest
-    from fedmed.errors import DataError
-
-    tally = Tally()
-    examples = importer(name).stream(source, tally, split=split, split_rule=split_rule)
-    try:
-        manifest = write_manifest(destination, examples)
-    except DataError:
-        if not tally.rows_read or tally.rows_read > tally.left_out:
-            raise
-        raise DataError(
-            f"none of the {tally.rows_read} {split} rows of {name} can be used: {_reasons(tally.quarantined)}",
-            "look at the first rows of the source beside the layout in docs/data.md",
-        ) from None
-    without = sum(not example.images for example in manifest.examples)
-    typer.echo(f"{tally.rows_read} rows read, {len(manifest.examples)} examples of {manifest.num_patients} patients")
-    typer.echo(f"  {tally.left_out} rows left out" + (f"; {_reasons(tally.quarantined)}" if tally.left_out else ""))
-    typer.echo(f"  {without} examples without an image")
-    typer.echo(f"  manifest in {destination}")
-
-
-def _reasons(quarantined: Mapping[str, int]) -> str:
-    return "; ".join(f"{why}: {count}" for why, count in sorted(quarantined.items()))
 
 
 def _inside(path: Path, root: Path) -> str:

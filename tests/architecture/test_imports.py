@@ -43,6 +43,7 @@ ONLY_IN = {
     "opacus": ("fedmed/privacy/accounting.py",),
     "sacrebleu": ("fedmed/metrics/text.py",),
     "rouge_score": ("fedmed/metrics/text.py",),
+    "pydicom": ("hospital_client/dicom/",),
 }
 
 HEAVY = ("torch", "transformers", "peft", "opacus")

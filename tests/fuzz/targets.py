@@ -11,6 +11,7 @@
 | ledger   | journal and witness; the bodies of lines that are sealed as always | `reconcile`, then `Entries`               |
 | config   | an experiment's plain values                                       | `parse_experiment`                        |
 | yaml     | the text of experiment, site and policy files                      | `parse_file` and `load_experiment`        |
+| dicom    | a file of a series, of one frame or several; not compressed        | `DicomImport`, with a table and the gate  |
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import torch
 
 from aggregator.rounds.tasks import check_reply
 from fedmed.config import CONFIG_DIR, load_experiment, parse_experiment, to_dict
+from fedmed.data.images import is_readable
 from fedmed.data.manifest import load_manifest, write_manifest
 from fedmed.data.phantom import phantom_examples
 from fedmed.errors import WireError
@@ -40,6 +42,11 @@ from fedmed.models.tensor_bytes import to_parts, to_tensors
 from fedmed.typed import parse_file
 from hospital_client.audit import Audit
 from hospital_client.chain import Line, seal
+from hospital_client.dicom import faults
+from hospital_client.dicom.gate import Gate
+from hospital_client.dicom.importer import DicomImport
+from hospital_client.dicom.pictures import Look
+from hospital_client.dicom.reports import Table
 from hospital_client.fakes import (
     EchoTrainer,
     example_cohort,
@@ -56,6 +63,7 @@ from hospital_client.settings import SiteSettings
 from hospital_client.site import Site, log
 from hospital_client.witness import JournalFiles, reconcile
 from tests.fuzz.mutate import dump, mutate_bytes, mutate_json
+from tests.helpers_dicom import ct_series, enhanced, write_table
 
 KEY = b"k" * 32
 PATIENTS = 57
@@ -301,6 +309,33 @@ def yaml_target(folder: Path) -> Target:
     return Target("yaml", make, parse)
 
 
+def dicom_target(folder: Path) -> Target:
+    """Compressed pixels are decoded in a process of their own, which may die: tests/unit/hospital_client/dicom."""
+    table = Table(write_table(folder / "table.csv", "study,question,answer", "1.2.3,Is it?,no"))
+    whole = [path.read_bytes() for path in (*ct_series(folder / "whole", [24, 524]), enhanced(folder / "enhanced"))]
+    archive = folder / "archive"
+    archive.mkdir()
+
+    def parse(data: bytes) -> None:
+        (archive / "file").write_bytes(data)
+        source = DicomImport(archive, table, Look(), Gate())
+        try:
+            kept = list(source.examples())
+        finally:
+            assert faults.UNFORESEEN not in source.archive.left_out
+        assert source.tally.rows_read == len(kept) + source.tally.left_out
+        assert all(is_readable(ref.data) for example in kept for ref in example.images)
+
+    def make(rng: Random) -> bytes:
+        data = rng.choice(whole)
+        start = 144 + int.from_bytes(
+            data[140:144], "little"
+        )  # behind the file's own header: compressed pixels start a process
+        return data[:start] + mutate_bytes(rng, data[start:], whole)
+
+    return Target("dicom", make, parse)
+
+
 def without_comments(text: bytes) -> bytes:
     lines = [line.split(b"#")[0].rstrip() for line in text.splitlines()]
     return b"".join(line + b"\n" for line in lines if line)
@@ -316,4 +351,5 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "ledger": lambda folder: ledger_target(),
     "config": lambda folder: config_target(),
     "yaml": yaml_target,
+    "dicom": dicom_target,
 }

@@ -15,7 +15,7 @@ from tests.fuzz.run import fuzz
 from tests.fuzz.targets import TARGETS, Target
 
 # A site writes each decision down, and YAML is read by slow code.
-INPUTS = dict.fromkeys(TARGETS, 2000) | {"site": 500, "config": 1000, "yaml": 600}
+INPUTS = dict.fromkeys(TARGETS, 2000) | {"site": 500, "config": 1000, "yaml": 600, "dicom": 500}
 
 
 @pytest.mark.parametrize("name", TARGETS)
