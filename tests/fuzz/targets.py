@@ -23,7 +23,6 @@ import logging
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -33,7 +32,6 @@ import torch
 
 from aggregator.rounds.tasks import check_reply
 from fedmed.config import CONFIG_DIR, load_experiment, parse_experiment, to_dict
-from fedmed.data.images import is_readable
 from fedmed.data.manifest import load_manifest, write_manifest
 from fedmed.data.phantom import phantom_examples
 from fedmed.errors import WireError
@@ -44,11 +42,6 @@ from fedmed.tools import Action, Dialogue, Turn, read_turn, write_turn
 from fedmed.typed import parse_file
 from hospital_client.audit import Audit
 from hospital_client.chain import Line, seal
-from hospital_client.dicom import faults
-from hospital_client.dicom.gate import Gate
-from hospital_client.dicom.importer import DicomImport
-from hospital_client.dicom.pictures import Look
-from hospital_client.dicom.reports import Table
 from hospital_client.fakes import (
     EchoTrainer,
     example_cohort,
@@ -64,8 +57,9 @@ from hospital_client.results import ResultStore
 from hospital_client.settings import SiteSettings
 from hospital_client.site import Site, log
 from hospital_client.witness import JournalFiles, reconcile
+from tests.fuzz.dicom_target import dicom_target
 from tests.fuzz.mutate import dump, mutate_bytes, mutate_json
-from tests.helpers_dicom import ct_series, enhanced, write_table
+from tests.fuzz.target import Target
 
 KEY = b"k" * 32
 PATIENTS = 57
@@ -74,15 +68,6 @@ STATE = {
     "model.layer.lora_B.weight": torch.ones(5, 3),
     "model.projector.bias": torch.zeros(6),
 }
-
-
-@dataclass(frozen=True)
-class Target:
-    """`make` draws one damaged input; `parse` takes it and returns, or raises."""
-
-    name: str
-    make: Callable[[Random], Any]
-    parse: Callable[[Any], object]
 
 
 def task_frames() -> list[bytes]:
@@ -334,33 +319,6 @@ def yaml_target(folder: Path) -> Target:
         parsers[made[0]](path)
 
     return Target("yaml", make, parse)
-
-
-def dicom_target(folder: Path) -> Target:
-    """Compressed pixels are decoded in a process of their own, which may die: tests/unit/hospital_client/dicom."""
-    table = Table(write_table(folder / "table.csv", "study,question,answer", "1.2.3,Is it?,no"))
-    whole = [path.read_bytes() for path in (*ct_series(folder / "whole", [24, 524]), enhanced(folder / "enhanced"))]
-    archive = folder / "archive"
-    archive.mkdir()
-
-    def parse(data: bytes) -> None:
-        (archive / "file").write_bytes(data)
-        source = DicomImport(archive, table, Look(), Gate())
-        try:
-            kept = list(source.examples())
-        finally:
-            assert faults.UNFORESEEN not in source.archive.left_out
-        assert source.tally.rows_read == len(kept) + source.tally.left_out
-        assert all(is_readable(ref.data) for example in kept for ref in example.images)
-
-    def make(rng: Random) -> bytes:
-        data = rng.choice(whole)
-        start = 144 + int.from_bytes(
-            data[140:144], "little"
-        )  # behind the file's own header: compressed pixels start a process
-        return data[:start] + mutate_bytes(rng, data[start:], whole)
-
-    return Target("dicom", make, parse)
 
 
 def without_comments(text: bytes) -> bytes:
