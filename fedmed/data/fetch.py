@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from fedmed.data.importers.medmnist import array_names, load_array
+from fedmed.data.importers.npz import array_names, load_array
 from fedmed.errors import DataError
 
 CHUNK_BYTES = 1 << 16
@@ -57,14 +57,60 @@ class PublicSet:
     by_hand: str = ""
 
 
+# Of the files of 28 x 28 pixels, as the authors' info.py (MedMNIST 3) gives them.
+_MEDMNIST_MD5 = {
+    "pathmnist": "a8b06965200029087d5bd730944a56c1",
+    "chestmnist": "02c8a6516a18b556561a56cbdd36c4a8",
+    "dermamnist": "0744692d530f8e62ec473284d019b0c7",
+    "octmnist": "c68d92d5b585d8d81f7112f81e2d0842",
+    "pneumoniamnist": "28209eda62fecd6e6a2d98b1501bb15f",
+    "retinamnist": "bd4c0672f1bba3e3a89f0e4e876791e4",
+    "breastmnist": "750601b1f35ba3300ea97c75c52ff8f6",
+    "bloodmnist": "7053d0359d879ad8a5505303e11de1dc",
+    "tissuemnist": "ebe78ee8b05294063de985d821c1c34b",
+    "organamnist": "68e3f8846a6bd62f0c9bf841c0d9eacc",
+    "organcmnist": "b9ceb9546e10131b32923c5bbeaea2b1",
+    "organsmnist": "9ab87b696fb54e2a387ebe992d6ed5f1",
+}
+_MEDMNIST_CONTENT = {"pneumoniamnist": "1f12422b26d8682bb084114480338753accd57b3a3217bc8d921077c3163ca90"}
+
+
+def _medmnist(name: str, md5: str) -> PublicSet:
+    return PublicSet(
+        filename=f"{name}.npz",
+        license="CC BY-NC 4.0" if name == "dermamnist" else "CC BY 4.0",
+        url=f"https://zenodo.org/records/10519652/files/{name}.npz?download=1",
+        md5=md5,
+        content_sha256=_MEDMNIST_CONTENT.get(name, ""),
+    )
+
+
+def _by_hand(folder: str, terms: str, files: str, where: str) -> PublicSet:
+    steps = f"take {files} from {where}, put them into {folder}/, and set FEDMED_DATA_DIR to the folder around it"
+    return PublicSet(folder, terms, by_hand=steps)
+
+
+_PMC = _by_hand(
+    "pmc_vqa",
+    "CC BY-SA 4.0",
+    "train.csv, test.csv and images/ (or train_2.csv, test_2.csv and figures/)",
+    "where github.com/xiaoman-zhang/PMC-VQA links to",
+)
+_PUBMEDQA = _by_hand(
+    "pubmedqa", "MIT", "data/ori_pqal.json and data/test_ground_truth.json", "github.com/pubmedqa/pubmedqa"
+)
+_SLAKE = _by_hand("slake", "CC BY-SA 4.0", "train.json, validation.json, test.json and imgs/", "med-vqa.com/slake")
+_MEDQA = _by_hand("medqa", "MIT", "data_clean/questions/US of the archive", "where github.com/jind11/MedQA links to")
+
 PUBLIC_SETS: Mapping[str, PublicSet] = MappingProxyType(
     {
-        "pneumoniamnist": PublicSet(
-            filename="pneumoniamnist.npz",
-            license="CC BY 4.0",
-            url="https://zenodo.org/records/10519652/files/pneumoniamnist.npz?download=1",
-            md5="28209eda62fecd6e6a2d98b1501bb15f",
-            content_sha256="1f12422b26d8682bb084114480338753accd57b3a3217bc8d921077c3163ca90",
+        **{name: _medmnist(name, md5) for name, md5 in _MEDMNIST_MD5.items()},
+        **dict.fromkeys(("slake_en", "slake_zh"), _SLAKE),
+        **dict.fromkeys(("pmc_vqa", "pmc_vqa_blank", "pmc_vqa_2", "pmc_vqa_2_blank", "pmc_vqa_captions"), _PMC),
+        **dict.fromkeys(("pubmedqa", "pubmedqa_long"), _PUBMEDQA),
+        **dict.fromkeys(("medqa", "medqa_4"), _MEDQA),
+        "path_vqa": _by_hand(
+            "path_vqa", "MIT", "the parquet files of flaviagiammarino/path-vqa", "where that data set is kept"
         ),
         "vqa_rad": PublicSet(
             filename="vqa_rad",

@@ -11,8 +11,9 @@
 | a split or a split rule that it does not offer          | DataError naming what it offers                |
 
 Importers never unpickle and take nothing from the network. To add one: an `Importer` in a file of its own, and its
-entry in the tuple below. What they share: rows (JSON, JSON Lines, CSV) and their fields in `rows`, image files in
-`folder_images`, the loop over rows with hashed splits and checked texts in `rowwise`.
+entry in the tuple below. What they share: rows (JSON, JSON Lines, CSV) and their fields in `rows`, of parquet in `parquet`,
+arrays in `npz`, image files in `folder_images`, lettered choices in `lettered`, quarantine and official splits in `sifting`, the
+loop over rows with hashed splits and checked texts in `rowwise`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ from __future__ import annotations
 from fedmed.data.importers.base import SPLIT_RULES, Imported, Importer, Tally
 from fedmed.data.importers.cases import Cases
 from fedmed.data.importers.llava_med import LLAVA_MED
-from fedmed.data.importers.medmnist import PNEUMONIA
+from fedmed.data.importers.medmnist import SETS
+from fedmed.data.importers.medqa import MEDQA, MEDQA_4
 from fedmed.data.importers.mmedagent import MMedAgent
+from fedmed.data.importers.path_vqa import PathVqa
+from fedmed.data.importers.pmc_vqa import PMC_VQA
+from fedmed.data.importers.pubmedqa import PubMedQa
 from fedmed.data.importers.reports import REPORTS
+from fedmed.data.importers.slake import Slake
 from fedmed.data.importers.tables import OWN_TABLES
 from fedmed.data.importers.vqa_rad import VqaRad
 from fedmed.errors import DataError
@@ -46,5 +52,11 @@ def importer(name: str) -> Importer:
     return IMPORTERS[name]
 
 
-for _entry in (PNEUMONIA, MMedAgent(), VqaRad(), *LLAVA_MED, *REPORTS, *OWN_TABLES, Cases()):
+for _entry in (
+    *SETS,
+    VqaRad(),
+    *(Slake("en"), Slake("zh"), PathVqa(), *PMC_VQA),
+    *(PubMedQa("pubmedqa"), PubMedQa("pubmedqa_long"), MEDQA, MEDQA_4),
+    *(*LLAVA_MED, MMedAgent(), *REPORTS, *OWN_TABLES, Cases()),
+):
     register(_entry)

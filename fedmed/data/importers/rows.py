@@ -9,6 +9,7 @@
 | JSON: cut off, not JSON, not a list of objects    | DataError; a list is read row by row, never as a whole    |
 | JSON Lines: a line that is not an object          | DataError with the line's number; blank lines are skipped |
 | CSV: no header, a row with another number of cells | DataError with the row's number, counted without header  |
+| JSON that nests more than a hundred levels         | DataError: ijson's memory grows with the square of them   |
 | byte order mark, CRLF                             | read as if they were not there                            |
 | a byte that is not UTF-8                          | DataError                                                 |
 """
@@ -24,6 +25,7 @@ from typing import IO, Any
 
 import ijson
 
+from fedmed.data.importers.shallow import Shallow, TooDeepError
 from fedmed.errors import DataError
 
 _CUT_OFF = "get it again: it may be cut off"
@@ -38,12 +40,27 @@ def json_rows(path: Path, under: str = "") -> Iterator[tuple[int, dict[str, Any]
         prefix = f"{under}.item" if under else "item"
         number = 0
         try:
-            for number, row in enumerate(ijson.items(file, prefix, use_float=True), start=1):
+            for number, row in enumerate(ijson.items(Shallow(file), prefix, use_float=True), start=1):
                 yield number, _object(row, f"{path.name} row {number}")
-        except (ijson.JSONError, UnicodeDecodeError):
+        except (ijson.JSONError, UnicodeDecodeError, TooDeepError):
             raise DataError(f"{path.name} is not JSON after row {number}", _CUT_OFF) from None
     if not number:
-        _require_list(path, under)
+        _require(list, path, under)
+
+
+def json_entries(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Numbered from 1, the keys of one JSON object, each with the object that it holds."""
+    with _opened(path, "rb") as file:
+        if file.read(3) != b"\xef\xbb\xbf":
+            file.seek(0)
+        number = 0
+        try:
+            for number, (key, row) in enumerate(ijson.kvitems(Shallow(file), "", use_float=True), start=1):
+                yield number, key, _object(row, f"{path.name} row {number}")
+        except (ijson.JSONError, UnicodeDecodeError, TooDeepError):
+            raise DataError(f"{path.name} is not JSON after row {number}", _CUT_OFF) from None
+    if not number:
+        _require(dict, path)
 
 
 def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -99,16 +116,17 @@ def _object(row: Any, where: str) -> dict[str, Any]:
     return row
 
 
-def _require_list(path: Path, under: str) -> None:
-    """A file without a row must at least be a list, or have one under that key."""
+def _require(kind: type, path: Path, under: str = "") -> None:
+    """A file without a row must at least be a list or an object, or have one under that key."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         raise DataError(f"{path.name} is not JSON", _CUT_OFF) from None
     found = content.get(under) if under and isinstance(content, dict) else content
-    if not isinstance(found, list):
+    if not isinstance(found, kind):
         place = f" under {under!r}" if under else ""
-        raise DataError(f"{path.name} holds a JSON {type(found).__name__}{place}, expected a list of rows")
+        expected = "a list" if kind is list else "an object"
+        raise DataError(f"{path.name} holds a JSON {type(found).__name__}{place}, expected {expected} of rows")
 
 
 def _numbered(file: IO[str], path: Path) -> Iterator[tuple[int, str]]:

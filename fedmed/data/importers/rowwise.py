@@ -63,7 +63,7 @@ def _characters(example: Example) -> int:
 
 def hash_share(source: str, name: str) -> float:
     """A number in [0, 1) that follows from a name alone: the same on every machine and for every seed."""
-    return int.from_bytes(hashlib.sha256(f"{source}/{name}".encode()).digest()[:8]) / 2**64
+    return int.from_bytes(hashlib.sha256(f"{source}/{name}".encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
 
 
 def hashed_split(source: str, patient: str) -> Split:

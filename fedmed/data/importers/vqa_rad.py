@@ -32,6 +32,8 @@ from pathlib import Path
 from fedmed.data.importers.base import Importer, Tally, require_split
 from fedmed.data.importers.folder_images import FolderImages
 from fedmed.data.importers.rows import json_rows, text
+from fedmed.data.importers.rowwise import EMPTY
+from fedmed.data.importers.sifting import ANSWER_TYPE, plain_yes_no
 from fedmed.data.schema import AnswerType, Example, ImageRef, Split
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
@@ -100,9 +102,9 @@ def _rows(folder: Path) -> Iterator[dict[str, str]]:
 def _why_unusable(row: dict[str, str]) -> str:
     """Why a row of the right shape cannot be used; empty when it can."""
     if not row["question"] or not row["answer"]:
-        return "question or answer is empty"
+        return EMPTY
     if row["answer_type"].lower() not in ("closed", "open"):
-        return "answer type is neither open nor closed"
+        return ANSWER_TYPE
     return ""
 
 
@@ -112,7 +114,7 @@ def _example(row: dict[str, str], data: bytes, split: Split) -> Example:
         patient=Path(row["image_name"]).stem,
         images=(ImageRef(data=data),),
         question=row["question"],
-        answer=_plain_yes_no(row["answer"]) if answer_type == "closed" else row["answer"],
+        answer=plain_yes_no(row["answer"]) if answer_type == "closed" else row["answer"],
         answer_type=answer_type,
         task="vqa",
         source="vqa_rad",
@@ -124,12 +126,6 @@ def _example(row: dict[str, str], data: bytes, split: Split) -> Example:
             "phrase_type": row["phrase_type"].lower(),
         },
     )
-
-
-def _plain_yes_no(answer: str) -> str:
-    """`Yes`, `no.` and their like in the one spelling that a model should learn; other answers as they are."""
-    plain = answer.lower().rstrip(".")
-    return plain if plain in ("yes", "no") else answer
 
 
 def _question_types(listed: str) -> tuple[str, ...]:

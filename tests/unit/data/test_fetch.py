@@ -16,6 +16,7 @@ import pytest
 
 from fedmed.data.fetch import PUBLIC_SETS, PublicSet, content_sha256, fetch
 from fedmed.data.importers import IMPORTERS
+from fedmed.data.importers.medmnist import SETS
 from fedmed.errors import DataError
 
 
@@ -142,8 +143,16 @@ def test_a_set_without_a_download_lists_the_steps_by_hand(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="no download of its own") as caught:
         fetch("vqa_rad", tmp_path)
     assert "trainset.json" in caught.value.hint
-    with pytest.raises(DataError, match="expected one of pneumoniamnist, vqa_rad"):
+    with pytest.raises(DataError, match=r"expected one of .*pneumoniamnist, .*vqa_rad"):
         fetch("slake", tmp_path)
+
+
+def test_every_public_source_can_be_fetched_or_tells_its_steps(tmp_path: Path) -> None:
+    assert set(PUBLIC_SETS) >= {entry.name for entry in SETS}
+    for name in ("slake_zh", "path_vqa", "pmc_vqa_2", "pubmedqa", "medqa_4"):
+        with pytest.raises(DataError) as caught:
+            fetch(name, tmp_path)
+        assert PUBLIC_SETS[name].filename in caught.value.hint
 
 
 def test_every_public_set_has_an_importer_that_looks_for_its_file() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedmed.data.importers.rows import csv_rows, json_rows, jsonl_rows, text
+from fedmed.data.importers.rows import csv_rows, json_entries, json_rows, jsonl_rows, text
+from fedmed.data.importers.shallow import Shallow, TooDeepError
 from fedmed.errors import DataError
 
 ROWS = [{"a": "x", "n": 1}, {"a": "é\n", "n": 2.5}, {"a": '"quoted", text', "n": None}]
@@ -75,3 +77,21 @@ def test_a_field_is_named_with_what_was_expected() -> None:
         text({"a": 1}, "a", "x row 1")
     with pytest.raises(DataError, match="x row 1: b is missing, expected str or int"):
         text({"a": 1}, "b", "x row 1", (str, int))
+
+
+@pytest.mark.parametrize("text_", ["[" * 100_000, '[{"a": ' * 60_000, '{"a": ' * 500, '[{"a": "\\\\"}, ' + "[" * 200])
+def test_nesting_without_end_is_refused_before_it_takes_memory(tmp_path: Path, text_: str) -> None:
+    path = written(tmp_path / "a.json", text_.encode())
+    for read in (json_rows, json_entries):
+        with pytest.raises(DataError, match="is not JSON"):
+            list(read(path))
+
+
+def test_brackets_in_strings_do_not_nest() -> None:
+    """Whatever the size of the pieces in which the file is read."""
+    content = json.dumps([{"a": '["\\' * 300, "b\\": [[[]]], "c": "{" * 500}] * 3).encode()
+    for size in (1, 2, 7, 64, 100_000):
+        file = Shallow(io.BytesIO(content))
+        assert b"".join(iter(lambda file=file, size=size: file.read(size), b"")) == content
+        with pytest.raises(TooDeepError):
+            Shallow(io.BytesIO(content + b"[" * 101)).read()
