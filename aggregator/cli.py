@@ -160,6 +160,27 @@ def base_build(
     build_base(out, seed=seed)
 
 
+@base_app.command("mapper")
+def base_mapper(
+    vision: Annotated[str, typer.Argument(help="CLIP or SigLIP vision tower, or a model that has one; fedmed-tiny")],
+    decoder: Annotated[str, typer.Argument(help="causal language model, or a model that has one; fedmed-tiny")],
+    out: Annotated[Path, typer.Argument(help="folder to write the checkpoint to")],
+    prefix: Annotated[int, typer.Option(min=1, help="tokens an image becomes")] = 8,
+    hidden: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="width of a hidden layer of the mapper, again for more; default: the published two"),
+    ] = None,
+    seed: int = 0,
+) -> None:
+    """Make a CLIP-to-prefix base of two models on disk: one image feature, a new MLP, tokens for the decoder."""
+    from fedmed.models.checkpoint import checkpoint_sha256
+    from fedmed.models.mapper_build import build_mapper
+
+    count = build_mapper(vision, decoder, out, prefix_length=prefix, sizes=hidden or (), seed=seed)
+    typer.echo(f"{out}: a mapper of {count} untrained parameters; sha256 {checkpoint_sha256(out)}")
+    typer.echo("train it first: lora.modules_to_save=[multi_modal_projector]")
+
+
 @base_app.command("hash")
 def base_hash(name: str) -> None:
     """Print the hash of a base model, as a site's policy lists it."""

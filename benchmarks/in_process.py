@@ -9,6 +9,7 @@ Policy, ledger, audit, results and moments are each site's own.
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -105,7 +106,14 @@ def open_site(experiment: Experiment, root: Path, examples: Sequence[Example], s
         "min_metrics_noise_multiplier": str(privacy.metrics_noise_multiplier or 1.0),
         "patient_count": "rounded",
     }
-    settings = {"name": root.name, "data": "data", "socket": "unused.sock", "physical_batch": "256"}
+    base = experiment.base_model.name
+    settings = {
+        "name": root.name,
+        "data": "data",
+        "socket": "unused.sock",
+        "physical_batch": "256",
+        "base_models": json.dumps({base: base}),
+    }
     folder = create_site(root, settings, policy)
     manifest: Manifest = load_manifest(folder.data)
     return Site(

@@ -4,6 +4,7 @@
 | ---------- | --------------------------------------- | ------------------------------------------------------------ |
 | llava      | images                                  | Conv2d; embedding and lm_head are one tensor                 |
 | idefics3   | sub-images, as SmolVLM splits an image  | [B, R, ...] pixels with empty rows; Conv2d; Embedding a row  |
+| mapper     | images                                  | one pooled feature becomes 8 tokens; tanh                    |
 | qwen2_5_vl | patches of all images of the batch      | Conv3d; windows; a merger of 2 x 2 patches; mrope positions  |
 """
 
@@ -32,6 +33,7 @@ from transformers import (
 
 from fedmed.messages import LoraSpec
 from fedmed.models.base import BaseModel
+from fedmed.models.mapper_build import Decoder, assemble
 from fedmed.models.tiny import build_model, build_processor, build_tokenizer
 
 SIZE, PATCH, SCALE = 32, 8, 2
@@ -73,6 +75,17 @@ def llava_base() -> BaseModel:
     """The architecture of fedmed-tiny."""
     processor = build_processor(TEXTS)
     return _frozen("llava-random", build_model(len(processor.tokenizer), seed=0), processor)
+
+
+def mapper_base() -> BaseModel:
+    """fedmed-tiny's vision tower and decoder with a CLIP-to-prefix mapper between them."""
+    processor = build_processor(TEXTS)
+    whole = build_model(len(processor.tokenizer), seed=0)
+    decoder = Decoder(
+        whole.model.language_model, whole.lm_head, processor.tokenizer, processor.chat_template, whole.generation_config
+    )
+    model, own = assemble(whole.model.vision_tower, processor.image_processor, decoder, 8, [24], seed=0)
+    return _frozen("mapper-random", model, own)
 
 
 def idefics3_base() -> BaseModel:

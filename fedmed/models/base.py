@@ -97,6 +97,7 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel,
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
+    import fedmed.models.mapper  # noqa: F401  makes its architecture known to the Auto classes
     from fedmed.models.prefixed import is_prefixed, read_prefixed
 
     disable_progress_bar()  # a daemon's log and a person's terminal have better things to show

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_architectures import ALL_KINDS, BASES, PARTS, smolvlm_base
+from helpers_architectures import ALL_KINDS, BASES, PARTS, mapper_base, smolvlm_base
 from helpers_device import DEVICE
 from helpers_training import flat, mixed_cohort, plan, random_state
 from torch import Tensor
@@ -154,6 +154,16 @@ def test_gradient_checkpointing_changes_nothing_and_autocast_little(case: Case) 
 @pytest.mark.parametrize("spec", [ALL_LINEAR, ALL_KINDS["idefics3"]], ids=["all-linear", "all-kinds"])
 def test_smolvlm(spec: LoraSpec, tmp_path: Path) -> None:
     case = Case(smolvlm_base(), mixed_cohort(tmp_path / "site", SIZES), spec)
+    assert case.error(3, 1e-2) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [ALL_LINEAR, replace(ALL_LINEAR, modules_to_save=("multi_modal_projector",), virtual_tokens=3)],
+    ids=["all-linear", "projector-whole"],
+)
+def test_mapper(spec: LoraSpec, tmp_path: Path) -> None:
+    case = Case(mapper_base(), mixed_cohort(tmp_path / "site", SIZES), spec)
     assert case.error(3, 1e-2) < 1e-5
 
 
