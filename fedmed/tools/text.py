@@ -17,6 +17,7 @@ drops. What is read:
 | words before the first part                        | ignored, as LLaVA-Plus does                                     |
 | `"value👉"` alone (a plain answer)                 | a turn without thoughts and actions                             |
 | actions with single quotes                         | read as if they were double ones, as LLaVA-Plus does            |
+| more than MAX_CHARS                                | TurnError, unread                                               |
 | cut off, a part missing, twice or out of order,    | TurnError, whatever the text is; it names the part and never    |
 | actions that are no JSON list of actions           | shows what was said                                             |
 """
@@ -33,6 +34,7 @@ from fedmed.errors import TurnError
 from fedmed.tools.turns import Action, Turn
 
 THOUGHTS, ACTIONS, VALUE = '"thoughts🤔"', '"actions🚀"', '"value👉"'
+MAX_CHARS = 1 << 18
 _PARTS = (THOUGHTS, ACTIONS, VALUE)
 _MARKER = re.compile("|".join(_PARTS))
 _OUTPUT, _AGAIN = " output: ", "\n\nAnswer my first question: "
@@ -57,11 +59,14 @@ class Output:
 
 
 def write_turn(turn: Turn) -> str:
-    """The text of a turn. Raises TurnError where its thoughts or value hold a marker, which could not be read again."""
+    """The text of a turn. Raises TurnError where it could not be read again: a marker inside, or too long."""
     if _MARKER.search(turn.thoughts) or _MARKER.search(turn.value):
         raise TurnError('thoughts or value hold a marker such as "actions🚀", expected plain text')
     actions = json.dumps([action.to_json() for action in turn.actions])
-    return f"{THOUGHTS} {turn.thoughts}\n{ACTIONS} {actions}\n{VALUE} {turn.value}".strip()
+    text = f"{THOUGHTS} {turn.thoughts}\n{ACTIONS} {actions}\n{VALUE} {turn.value}".strip()
+    if len(text) > MAX_CHARS:
+        raise TurnError(f"the turn has {len(text)} characters, expected at most {MAX_CHARS}")
+    return text
 
 
 def has_parts(text: str) -> bool:
@@ -71,6 +76,8 @@ def has_parts(text: str) -> bool:
 
 def read_turn(text: str) -> Turn:
     """The turn of a text. Raises TurnError, and no other error, for a text that is none."""
+    if len(text) > MAX_CHARS:
+        raise TurnError(f"the turn has {len(text)} characters, expected at most {MAX_CHARS}")
     found = list(_MARKER.finditer(text))
     names = [match.group() for match in found]
     if VALUE not in names:

@@ -38,7 +38,6 @@ from fedmed.errors import WireError
 from fedmed.messages import DescribeTask, Refusal, TrainResult, TrainTask, decode, encode, sha256_hex
 from fedmed.models.adapter import decode_state, encode_state
 from fedmed.models.tensor_bytes import to_parts, to_tensors
-from fedmed.tools import Action, Dialogue, Turn, read_turn, write_turn
 from fedmed.typed import parse_file
 from hospital_client.audit import Audit
 from hospital_client.chain import Line, seal
@@ -60,6 +59,7 @@ from hospital_client.witness import JournalFiles, reconcile
 from tests.fuzz.dicom_target import dicom_target
 from tests.fuzz.mutate import dump, mutate_bytes, mutate_json
 from tests.fuzz.target import Target
+from tests.fuzz.turns import damaged_turn, parse_turn
 
 KEY = b"k" * 32
 PATIENTS = 57
@@ -268,31 +268,6 @@ def config_target() -> Target:
     return Target("config", lambda rng: mutate_json(rng, plain), parse_experiment)
 
 
-def turn_target() -> Target:
-    turn = Turn("t", (Action("grounding", {"prompts": ["nodule"], "boxes": [[0.1, 0.2, 0.3, 0.4]]}),), "wait")
-    row = Dialogue("1", "1.png", (("<image> Where?", turn), ("output", Turn("", (), "left")))).to_json()
-    text = write_turn(turn)
-
-    def make(rng: Random) -> Any:
-        kind = rng.random()
-        if kind < 0.4:
-            return mutate_bytes(rng, text.encode(), [text.encode()]).decode("utf-8", "surrogateescape")
-        if kind < 0.8:
-            actions = dump(rng, mutate_json(rng, turn.to_json()["actions"])).decode("utf-8", "surrogatepass")
-            return f'"actions🚀" {actions}\n"value👉" v'
-        return mutate_json(rng, row)
-
-    def parse(made: Any) -> object:
-        if not isinstance(made, str):
-            return Dialogue.from_json(made)
-        found = read_turn(made)
-        if read_turn(write_turn(found)) != found:
-            raise ValueError("what was written is read as another turn")
-        return found
-
-    return Target("turn", make, parse)
-
-
 def yaml_target(folder: Path) -> Target:
     texts = {
         name: without_comments((CONFIG_DIR / "site" / file).read_bytes())
@@ -335,7 +310,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "manifest": manifest_target,
     "ledger": lambda folder: ledger_target(),
     "config": lambda folder: config_target(),
-    "turn": lambda folder: turn_target(),
+    "turn": lambda folder: Target("turn", damaged_turn, parse_turn),
     "yaml": yaml_target,
     "dicom": dicom_target,
 }

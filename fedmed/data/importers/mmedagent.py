@@ -145,7 +145,7 @@ def _said(dialogue: Dialogue) -> list[_Said]:
         try:
             found.append(_Said(question, write_turn(turn), turn))
         except TurnError:
-            raise _Unusable("a text holds a marker of the parts of a turn") from None
+            raise _Unusable("a turn is too long, or holds a marker of its parts") from None
     return found
 
 

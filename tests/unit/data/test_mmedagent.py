@@ -110,7 +110,7 @@ def test_rows_that_cannot_be_used_are_quarantined_for_a_reason(folder: Path) -> 
         "image is unreadable": 1,
         "the speakers do not take turns, question and answer": 3,
         "question or answer is empty": 2,
-        "a text holds a marker of the parts of a turn": 1,
+        "a turn is too long, or holds a marker of its parts": 1,
     }
     assert imported.rows_read == len(rows) and len(imported.examples) == 2 + 1
     assert imported.examples[2].question == "q"

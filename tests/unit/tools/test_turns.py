@@ -22,6 +22,7 @@ from fedmed.tools import (
     write_outputs,
     write_turn,
 )
+from fedmed.tools.text import MAX_CHARS
 
 TURN = Turn("Look for it.", (Action("grounding dino", {"image": "<imagepath>", "prompts": ["tumor"]}),), "Please wait.")
 TEXT = (
@@ -66,6 +67,8 @@ def test_a_marker_inside_a_text_is_refused_when_written(part: str) -> None:
     for turn in (Turn(f"a {part}", (), ""), Turn("", (), f"{part} b")):
         with pytest.raises(TurnError, match="marker"):
             write_turn(turn)
+    with pytest.raises(TurnError, match="characters"):
+        write_turn(Turn("", (), "v" * MAX_CHARS))
     inside = Turn("", (Action("x", {"a": part}),), "")
     assert read_turn(write_turn(inside)) == inside, "in an argument it is escaped"
 
@@ -101,6 +104,7 @@ def test_what_llava_plus_also_reads() -> None:
         ('"actions🚀" ' + "[" * 100_000 + '\n"value👉" v', "not a JSON list"),
         ('"actions🚀" [{"API_name": "x", "API_params": {"a": ' + "[" * 20 + "]" * 20 + '}}]\n"value👉" v', "deeper"),
         ('"value👉" \ud800', "surrogate"),
+        ('"value👉" ' + "v" * MAX_CHARS, "expected at most 262144"),
     ],
 )
 def test_a_text_that_is_no_turn_says_why(text: str, expected: str) -> None:
