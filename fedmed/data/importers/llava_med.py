@@ -234,7 +234,7 @@ def _exchanges(turns: Sequence[tuple[str, str]], *, placed: bool) -> tuple[Excha
     if not answers:
         raise Unusable("conversation has no answer")
     marks = sum(question.count(IMAGE_MARK) for question in questions[: len(answers)])
-    keep = placed and marks == 1 and IMAGE_MARK in questions[0]
+    keep = placed and marks == 1
     asked = [
         question if keep and not place else without_marks(question)
         for place, question in enumerate(questions[: len(answers)])

@@ -16,7 +16,7 @@ CASE = Case(
     question="Has the mass grown?",
     images=(
         CaseImage("old.png", "prior", 400, "CT"),
-        CaseImage("now.png", "current", 0, "CT", "axial"),
+        CaseImage("now.png", "current", None, "CT", "axial"),
         CaseImage("then.png", "prior", 1, "X-ray"),
         CaseImage("when.png", "prior"),
     ),
