@@ -37,6 +37,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from fedmed.metrics.scores import ngrams
 
@@ -73,6 +74,7 @@ def _contractions() -> dict[str, str]:
 _CONTRACTIONS = _contractions()
 
 
+@lru_cache(maxsize=1 << 15)
 def vqa_words(text: str) -> str:
     """A text as LLaVA-Med's evaluator compares it: lower case, most punctuation gone, number words as digits, no articles."""
     cleaned, glue = text, _THOUSANDS.search(text) is not None
