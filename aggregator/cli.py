@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from aggregator.agent.agent_cli import agent
+from aggregator.evaluating.evaluate_cli import evaluate
 from aggregator.joining.provision_cli import provision_app, superlink
 from aggregator.methods import load_federation
 from aggregator.privacy.privacy_cli import privacy_app
@@ -36,6 +37,7 @@ app.add_typer(privacy_app, name="privacy")
 app.add_typer(provision_app, name="provision")
 app.command()(superlink)
 app.command()(agent)
+app.command()(evaluate)
 
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where run folders and the sqlite MLflow store live")]
 RegistryUri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: sqlite under the runs folder")]

@@ -141,8 +141,12 @@ class Registry(Protocol):
         """Verify `model_dir`, store it as the next version of `run.name`; the version of `run.key` where there is one."""
         ...
 
-    def attach(self, version: Version, files: Sequence[Path]) -> None:
-        """Keep files with the version's run; a file of the same name is replaced."""
+    def attach(self, version: Version, files: Sequence[Path], under: str = "") -> None:
+        """Keep files with the version's run, in its folder `under`; a file of the same name is replaced."""
+        ...
+
+    def measure(self, version: Version, entry: str, metrics: Sequence[Metric]) -> None:
+        """Add points to the curves of the version's run; the same `entry` adds nothing."""
         ...
 
     def versions(self, name: str) -> list[Version]:

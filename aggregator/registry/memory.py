@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aggregator.registry.base import KEY_TAG, MANIFEST_TAG, Metric, RunInfo, Version, find, parse_reference
@@ -30,6 +30,7 @@ class MemoryRegistry:
         self.files: dict[str, dict[str, bytes]] = {}
         self.down = False
         self.logged: dict[tuple[str, str], Sequence[Metric]] = {}  # (run name, entry) -> points
+        self.measured: dict[tuple[str, str], Sequence[Metric]] = {}  # (run id, entry) -> points
         self._turn = threading.RLock()
         self._versions: dict[str, list[Version]] = {}
         self._models: dict[str, dict[str, bytes]] = {}
@@ -61,9 +62,14 @@ class MemoryRegistry:
         self.attach(version, run.files)
         return version
 
-    def attach(self, version: Version, files: Sequence[Path]) -> None:
+    def attach(self, version: Version, files: Sequence[Path], under: str = "") -> None:
         self._check_up()
-        self.files.setdefault(version.run_id, {}).update({path.name: path.read_bytes() for path in files})
+        named = {(PurePosixPath(under) / path.name).as_posix(): path.read_bytes() for path in files}
+        self.files.setdefault(version.run_id, {}).update(named)
+
+    def measure(self, version: Version, entry: str, metrics: Sequence[Metric]) -> None:
+        self._check_up()
+        self.measured.setdefault((version.run_id, entry), metrics)
 
     def versions(self, name: str) -> list[Version]:
         self._check_up()

@@ -110,10 +110,14 @@ class MlflowRegistry:
         with self._store() as client:
             client.set_registered_model_tag(name, _CLAIM_TAG, claim)
 
-    def attach(self, version: Version, files: Sequence[Path]) -> None:
+    def attach(self, version: Version, files: Sequence[Path], under: str = "") -> None:
         with self._store() as client:
             for path in files:
-                client.log_artifact(version.run_id, str(path))
+                client.log_artifact(version.run_id, str(path), under or None)
+
+    def measure(self, version: Version, entry: str, metrics: Sequence[Metric]) -> None:
+        with self._store() as client:
+            _log_once(client, version.run_id, entry, metrics)
 
     def versions(self, name: str) -> list[Version]:
         parse_reference(f"{name}:1")  # the name goes into a filter expression, so it must be a plain word

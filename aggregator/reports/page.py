@@ -2,7 +2,7 @@
 
     html = render_page(report)
 
-The page's words and layout are in templates/report.html.j2, the plots in plots.py; here are the formats.
+The page's words and layout are in templates/, the plots in plots.py; here are the formats.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from markupsafe import Markup
 
 from aggregator.reports.plots import accuracy_plot, epsilon_plot, traffic_plot
 
+# Templates of other pages include style.css from here.
+STYLE = Path(__file__).parent / "templates"
+
 
 def render_page(report: Mapping[str, Any]) -> str:
     """The page. Every text of the report is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(STYLE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
