@@ -17,7 +17,7 @@ from aggregator.evaluating.evaluate_cli import evaluate
 from aggregator.joining.provision_cli import provision_app, superlink
 from aggregator.methods import load_federation
 from aggregator.privacy.privacy_cli import privacy_app
-from fedmed import command_line
+from fedmed import check_cli, command_line
 from fedmed.config import load_experiment, to_dict
 from fedmed.errors import FederationError, ModelError
 
@@ -36,6 +36,7 @@ app.add_typer(registry_app, name="registry")
 app.add_typer(privacy_app, name="privacy")
 app.add_typer(provision_app, name="provision")
 app.command()(superlink)
+data_app.command("check")(check_cli.check)
 app.command()(agent)
 app.command()(evaluate)
 

@@ -5,6 +5,7 @@
     fedmed-site combine north-data captions questions      several manifests as one
     fedmed-site init north --name north --data north-data --set policy.epsilon_budget=4
     fedmed-site check north        every fault before the federation finds it; exit code not 0 on a finding
+    fedmed-site check-data north-data      what its data is made of: counts, lengths, balance, repeats, leaks
     fedmed-site start north        serves until SIGTERM or Ctrl-C
     fedmed-site status north       what the daemon is doing
     fedmed-site budget north       spent, reserved and left, per cohort and per run
@@ -27,7 +28,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmed import command_line, plan_cli
+from fedmed import check_cli, command_line, plan_cli
 from fedmed.command_line import print_error
 from fedmed.errors import FedMedError
 from fedmed.plan_cli import (
@@ -52,6 +53,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(consent_cli.app, name="consent")
 app.add_typer(personal_cli.app, name="personal")
 app.command()(combine_cli.combine)
+app.command("check-data")(check_cli.check)
 app.add_typer(import_cli.app, name="import")
 app.command()(connection_cli.keygen)
 app.command()(connection_cli.join)

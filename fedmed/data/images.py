@@ -88,6 +88,14 @@ def is_readable(data: bytes) -> bool:
     return True
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height of PNG or JPEG bytes, by the header alone. Raises DataError for anything else."""
+    try:
+        return _open(data).size
+    except Exception:  # noqa: BLE001  as in decode
+        raise DataError("an image cannot be decoded", "expected a whole PNG or JPEG file") from None
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
     """Pixels, uint8 [height, width] or [height, width, 3], as a PNG file."""
     buffer = io.BytesIO()

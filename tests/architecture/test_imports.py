@@ -54,6 +54,7 @@ LIGHT = [
     "fedmed.config",
     "fedmed.metrics.scores",
     "fedmed.models.checkpoint",
+    "fedmed.check_cli",
     "fedmed.plan_cli",
     "fedmed.privacy.accounting",
     "fedmed.privacy.plan_text",
