@@ -101,6 +101,8 @@ _PUBMEDQA = _by_hand(
 )
 _SLAKE = _by_hand("slake", "CC BY-SA 4.0", "train.json, validation.json, test.json and imgs/", "med-vqa.com/slake")
 _MEDQA = _by_hand("medqa", "MIT", "data_clean/questions/US of the archive", "where github.com/jind11/MedQA links to")
+_LLAVA_MED = "the links of github.com/microsoft/LLaVA-Med, whose download_images.py gets the images"
+_R2GEN = "where github.com/cuhksz-nlp/R2Gen links to"
 
 PUBLIC_SETS: Mapping[str, PublicSet] = MappingProxyType(
     {
@@ -109,6 +111,16 @@ PUBLIC_SETS: Mapping[str, PublicSet] = MappingProxyType(
         **dict.fromkeys(("pmc_vqa", "pmc_vqa_blank", "pmc_vqa_2", "pmc_vqa_2_blank", "pmc_vqa_captions"), _PMC),
         **dict.fromkeys(("pubmedqa", "pubmedqa_long"), _PUBMEDQA),
         **dict.fromkeys(("medqa", "medqa_4"), _MEDQA),
+        "llava_med_align": _by_hand(
+            "llava_med_align", "CC BY-NC 4.0", "llava_med_alignment_500k.json and images/", _LLAVA_MED
+        ),
+        "llava_med_instruct": _by_hand(
+            "llava_med_instruct", "CC BY-NC 4.0", "llava_med_instruct_60k.json and images/", _LLAVA_MED
+        ),
+        "iu_xray": _by_hand("iu_xray", "of Open-i", "annotation.json and images/", _R2GEN),
+        "mimic_cxr": _by_hand(
+            "mimic_cxr", "of PhysioNet, for persons it knows", "annotation.json and images/ (or files/)", _R2GEN
+        ),
         "path_vqa": _by_hand(
             "path_vqa", "MIT", "the parquet files of flaviagiammarino/path-vqa", "where that data set is kept"
         ),

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedmed.config import Data
+from fedmed.data.fetch import PUBLIC_SETS
 from fedmed.data.importers import IMPORTERS, Imported, Importer
 from fedmed.data.phantom import phantom_examples
 from fedmed.data.phantom_tools import phantom_tool_examples
@@ -88,10 +89,11 @@ def _find(data: Data) -> Path | None:
         return path
     if data.fallback and not data.path:
         return None
+    known = data.source in PUBLIC_SETS
     raise DataError(
         f"{data.source} was not found: {path} does not exist",
-        f"get it with `fedmed data fetch {data.source}`, or set {DATA_DIR_VARIABLE} to the folder that holds "
-        f"{IMPORTERS[data.source].filename}",
+        f"{f'get it with `fedmed data fetch {data.source}`' if known else 'set data.path to it'}, or set "
+        f"{DATA_DIR_VARIABLE} to the folder that holds {IMPORTERS[data.source].filename}",
     )
 
 

@@ -54,6 +54,7 @@ from fedmed.data.importers.rowwise import (
     whole,
     without_marks,
 )
+from fedmed.data.importers.sifting import plain_yes_no
 from fedmed.data.schema import IMAGE_MARK, Example, Exchange, Split, Task
 from fedmed.errors import DataError
 
@@ -182,8 +183,7 @@ def _without_ending(image: str) -> str:
 
 def _with_answer_type(example: Example, written: str) -> Example:
     kind = answer_type_of(written, example.answer)
-    plain = example.answer.lower().rstrip(".")
-    answer = plain if kind == "closed" and plain in ("yes", "no") else example.answer
+    answer = plain_yes_no(example.answer) if kind == "closed" else example.answer
     return replace(example, answer=answer, answer_type=kind, attributes={**example.attributes, "answer_type": kind})
 
 

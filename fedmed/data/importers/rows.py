@@ -89,7 +89,8 @@ def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, 
                 yield number, dict(zip(header, cells, strict=True))
         except (csv.Error, UnicodeDecodeError):
             raise DataError(
-                f"{path.name} is not a CSV file in UTF-8 from line {reader.line_num} on", _CUT_OFF
+                f"{path.name} is not a CSV file in UTF-8 from line {reader.line_num} on",
+                f"save it in UTF-8, or {_CUT_OFF}",
             ) from None
 
 

@@ -43,6 +43,7 @@ from typing import Any, cast
 
 from fedmed.data.importers.base import Importer, Tally, require_split
 from fedmed.data.importers.columns import SCALARS, Columns
+from fedmed.data.importers.lettered import right_choice
 from fedmed.data.importers.rows import text, wrong_field
 from fedmed.data.importers.rowwise import (
     Images,
@@ -197,12 +198,12 @@ def choices_of(row: Row, where: str) -> tuple[str, ...]:
 
 
 def chosen(answer: str, choices: Sequence[str]) -> str:
-    """The answer, or the choice whose letter it is. Raises Unusable where it is neither."""
-    if not choices or answer in choices:
+    """The answer; where there are choices, the one that it names by text or letter. Raises Unusable where it names none."""
+    if not choices:
         return answer
-    place = ord(answer.upper()) - ord("A") if len(answer) == 1 else -1
-    if not 0 <= place < len(choices):
-        raise Unusable("answer is not one of the choices")
+    place = right_choice(choices, label="", answer=answer)
+    if isinstance(place, str):
+        raise Unusable(place)
     return choices[place]
 
 

@@ -122,7 +122,7 @@ def test_the_dirt_of_tables(tmp_path: Path) -> None:
         "patient is empty": 2,
         "image is missing": 2,
         "question or answer is empty": 3,
-        "answer is not one of the choices": 1,
+        "answer is none of the choices": 1,
         "two choices are the same, one is empty, or there are more than letters": 1,
         "answer type is neither open nor closed": 1,
         "patient is in another split, too": 1,

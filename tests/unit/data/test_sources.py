@@ -69,6 +69,9 @@ def test_absent_data_says_where_it_was_looked_for_and_both_ways_to_get_it() -> N
         load_source(DATA, seed=0)
     assert "fedmed data fetch pneumoniamnist" in caught.value.hint
     assert "FEDMED_DATA_DIR" in caught.value.hint
+    with pytest.raises(DataError, match="cases was not found") as caught:
+        load_source(replace(DATA, source="cases"), seed=0)
+    assert "fetch" not in caught.value.hint and "set data.path to it" in caught.value.hint
 
 
 def test_absent_data_falls_back_and_the_notes_say_so() -> None:
