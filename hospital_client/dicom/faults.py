@@ -11,7 +11,7 @@ OTHER_MODALITY = "of a modality that was not asked for"
 NO_UID = "no study, series or SOP instance UID"
 
 NO_PATIENT = "no PatientID"
-TWO_PATIENTS = "files of one study with different PatientIDs"
+TWO_PATIENTS = "files with different PatientIDs"
 UNCLEAR_ISSUER = "a PatientID without an issuer, where several issuers gave out that ID"
 
 NO_PIXELS = "no pixel data"

@@ -7,7 +7,7 @@
 | ---------------------------- | ------------------------------------------------------------------------------------------ |
 | study, accession, patient    | StudyInstanceUID, AccessionNumber, PatientID: the first of them that a row fills is its key  |
 | question, answer             | as they stand; answer_type (closed, open) where given, else closed for yes and no alone     |
-| findings, impression         | of a row without an answer: a report, `Findings: ...`, `Impression: ...`                    |
+| findings, impression         | of a row without an answer: a report; where both are columns, `Findings: ...`, `Impression: ...` |
 | split                        | train, val or test                                                                          |
 
 Columns are named so in any case, or as `--column ROLE=NAME` says; others are not looked at. CSV with a comma, semicolon
@@ -22,12 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from fedmed.data.importers.reports import INSTRUCTIONS
 from fedmed.data.schema import ANSWER_TYPES, SPLITS, AnswerType, Split, Task
 from fedmed.errors import ConfigError, DataError
 
 KEYS = ("study", "accession", "patient")
-ROLES = (*KEYS, "question", "answer", "answer_type", "findings", "impression", "split")
-REPORT_QUESTION = "Write the findings and the impression of this study."
+SECTIONS = ("findings", "impression")
+ROLES = (*KEYS, "question", "answer", "answer_type", *SECTIONS, "split")
 _CLOSED = ("yes", "no")
 
 MOST_CHARACTERS = 100_000  # of a text: far above any report, well within a line of the manifest
@@ -127,9 +128,10 @@ class Table:
             return Row(fault=BAD_ROW)
         told = {role: fields[places[role]].strip() if role in places else "" for role in ROLES}
         key = next((key for key in KEYS if told[key]), "")
-        text = told["answer"] or _report(told)
+        text = told["answer"] or _report(told, both=set(SECTIONS) <= set(places))
         task: Task = "vqa" if told["answer"] else "report"
-        asked = told["question"] or self.question or (REPORT_QUESTION if task == "report" else "")
+        sections = tuple(section for section in SECTIONS if told[section])
+        asked = told["question"] or self.question or ("" if task == "vqa" else INSTRUCTIONS.get(sections, ""))
         fault = _fault(told, key, asked, text)
         if fault:
             return Row(fault=fault)
@@ -149,9 +151,10 @@ def parse_columns(pairs: list[str]) -> dict[str, str]:
     return columns
 
 
-def _report(told: Mapping[str, str]) -> str:
-    parts = [(title, told[title.lower()]) for title in ("Findings", "Impression")]
-    return "\n".join(f"{title}: {text}" for title, text in parts if text)
+def _report(told: Mapping[str, str], *, both: bool) -> str:
+    """As the importers of public reports write it: with titles where the table has both sections."""
+    parts = {section: told[section] for section in SECTIONS if told[section]}
+    return "\n".join(f"{section.capitalize()}: {text}" if both else text for section, text in parts.items())
 
 
 def _fault(told: Mapping[str, str], key: str, asked: str, text: str) -> str:

@@ -91,7 +91,7 @@ def test_a_study_becomes_an_example_a_row_with_the_slice_that_lies_in_the_middle
 
 def test_reports_join_by_accession_number_and_become_reports(archive: Path) -> None:
     manifest, output = imported(archive, "--column", "accession=ACC", lines=("ACC,findings", "ACC-2,Clear lungs."))
-    assert [(item.task, item.answer) for item in manifest.examples] == [("report", "Findings: Clear lungs.")]
+    assert [(item.task, item.answer) for item in manifest.examples] == [("report", "Clear lungs.")]
     assert "studies that no row asks for: 1" in output
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from helpers_dicom import write_table
 
+from fedmed.data.importers.reports import INSTRUCTIONS
 from fedmed.errors import ConfigError, DataError
 from hospital_client.dicom import reports
-from hospital_client.dicom.reports import REPORT_QUESTION, Row, Table, parse_columns
+from hospital_client.dicom.reports import Row, Table, parse_columns
 
 
 def rows(tmp_path: Path, *lines: str, **options: Any) -> list[Row]:
@@ -38,9 +39,11 @@ def test_questions_and_answers(tmp_path: Path) -> None:
 
 def test_reports_of_findings_and_impression(tmp_path: Path) -> None:
     both, one = rows(tmp_path, "accession;findings;impression", '7;"Clear; lungs.\nNo mass.";Normal.', "8;;Normal.")
-    assert (both.key, both.task, both.question) == ("accession", "report", REPORT_QUESTION)
+    assert (both.key, both.task, both.question) == ("accession", "report", INSTRUCTIONS["findings", "impression"])
     assert both.answer == "Findings: Clear; lungs.\nNo mass.\nImpression: Normal."
-    assert one.answer == "Impression: Normal."
+    assert (one.question, one.answer) == (INSTRUCTIONS["impression",], "Impression: Normal.")
+    (single,) = rows(tmp_path, "study,Findings", "1.2,Clear lungs.")
+    assert (single.question, single.answer) == (INSTRUCTIONS["findings",], "Clear lungs.")
 
 
 def test_the_first_key_that_a_row_fills_joins_it(tmp_path: Path) -> None:
