@@ -103,6 +103,10 @@ def dicom(
     from hospital_client.dicom.pictures import Look
     from hospital_client.dicom.reports import Table, parse_columns
 
+    if gate_report is not None and not gate_report.parent.is_dir():
+        raise DataError(
+            f"{gate_report} cannot be written: {gate_report.parent} is not a folder", "make that folder first"
+        )
     kind = require_split("dicom", split, "official", rules=("official",))
     table = Table(reports, parse_columns(columns or []), question, kind)
     look = Look(_window(window), _montage(montage), max_side)
@@ -117,6 +121,13 @@ def dicom(
                 f"{len(manifest.examples)} examples of {manifest.num_patients} patients, manifest in {destination}"
             )
         typer.echo(f"{run.tally.rows_read} rows read: {written}")
+    except DataError:
+        if not run.tally.rows_read or run.tally.rows_read > run.tally.left_out:
+            raise
+        raise DataError(
+            f"none of the {run.tally.rows_read} rows of {reports.name} can be used: {_in_line(run.tally.quarantined)}",
+            "the lines above say what the archive holds; docs/data.md says how rows join it",
+        ) from None
     finally:
         _tell(run, guard, gate_report)
 
@@ -164,7 +175,8 @@ def _tell(run: DicomImport, gate: Gate, target: Path | None) -> None:
         typer.echo(f"    {gate.said_removed} files say PatientIdentityRemoved")
     for kind, policy in gate.policy.items():
         most = ", ".join(f"{tag} {count}" for tag, count in gate.tags.get(kind, Counter()).most_common(3))
-        found = f"{gate.found[kind]} ({policy}): {most}" if gate.found[kind] else "no finding"
+        seen = gate.rows if kind.startswith("text-") and kind != "text-in-tags" else gate.files
+        found = f"{gate.found[kind]} ({policy}): {most}" if most else "no finding" if seen else "nothing looked at"
         typer.echo(f"    {kind:17} {found}")
 
 

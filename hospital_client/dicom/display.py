@@ -79,18 +79,8 @@ def show(frames: Sequence[Frame], window: Window) -> list[np.ndarray]:
 
 
 def _rescaled(frame: Frame) -> _Gray:
-    stored = _used_bits(frame.stored, frame.header)
-    values = np.asarray(apply_modality_lut(stored, frame.header))
-    return _Gray(values, _padding(stored, frame.header), frame.header)
-
-
-def _used_bits(stored: np.ndarray, header: Dataset) -> np.ndarray:
-    """Without the bits above BitsStored, where old files keep their overlays."""
-    bits = int(header.get("BitsStored") or 0)
-    unused = stored.dtype.itemsize * 8 - bits
-    if stored.dtype.kind not in "iu" or bits < 1 or unused <= 0:
-        return stored
-    return (stored << unused) >> unused  # of signed numbers the second shift brings the sign back
+    values = np.asarray(apply_modality_lut(frame.stored, frame.header))
+    return _Gray(values, _padding(frame.stored, frame.header), frame.header)
 
 
 def _padding(stored: np.ndarray, header: Dataset) -> np.ndarray:

@@ -131,8 +131,10 @@ def parse_policy(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         kind, _, action = pair.partition("=")
         kinds = TEXT_KINDS if kind == "text" else (kind,)
-        if action not in (REFUSE, REPORT) or not set(kinds) <= set(DEFAULTS):
+        if action not in (REFUSE, REPORT):
             problems.append(f"--gate {pair!r} is not of the form KIND=refuse or KIND=report")
+        elif not set(kinds) <= set(DEFAULTS):
+            problems.append(f"--gate {pair!r}: the gate has no kind {kind!r}")
         policy |= dict.fromkeys(kinds, action)
     if problems:
         raise ConfigError(problems, f"the kinds are text, {', '.join(DEFAULTS)}")

@@ -143,9 +143,13 @@ class Table:
 def parse_columns(pairs: list[str]) -> dict[str, str]:
     """ROLE=NAME of the command line. Raises ConfigError for any other form, every problem at once."""
     columns = dict(pair.partition("=")[::2] for pair in pairs)
-    if wrong := [role for role, name in columns.items() if role not in ROLES or not name.strip()]:
+    problems = [
+        f"--column {role!r} has no name: expected ROLE=NAME" for role, name in columns.items() if not name.strip()
+    ]
+    problems += [f"--column: no role is called {role!r}" for role in columns if role not in ROLES]
+    if problems:
         raise ConfigError(
-            [f"--column {role!r} is not of the form ROLE=NAME" for role in wrong],
+            problems,
             f"the roles are {', '.join(ROLES)}; for example: --column accession=ACC_NO",
         )
     return columns

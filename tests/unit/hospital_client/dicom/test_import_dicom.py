@@ -213,6 +213,7 @@ def test_what_an_administrator_can_get_wrong_is_said_in_a_line_and_a_hint(archiv
         ((archive, "--reports", table, "--montage", "3"), "--montage '3' is not ROWSxCOLUMNS"),
         ((archive, "--reports", table, "--gate", "all=off"), "--gate 'all=off' is not of the form"),
         ((archive, "--reports", table, "--split", "new"), "dicom has no split 'new'"),
+        ((archive, "--reports", table, "--gate-report", tmp_path / "no/gate.json"), "no is not a folder"),
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
         source, *rest = arguments
@@ -225,7 +226,8 @@ def test_a_table_that_matches_nothing_says_what_was_read(archive: Path, tmp_path
     table = write_table(tmp_path / "reports.csv", "study,question,answer", "9.9,Is it?,no")
     result = run(archive, tmp_path / "out", "--reports", table)
     assert isinstance(result.exception, FedMedError)
-    assert "holds no example" in result.exception.message
+    assert result.exception.message == f"none of the 1 rows of reports.csv can be used: {importer.NO_STUDY}: 1"
+    assert "text-name         nothing looked at" in result.output
     assert told(result.output, importer.NO_STUDY) == 1
     assert not (tmp_path / "out/manifest.jsonl").exists()
 

@@ -111,5 +111,9 @@ def test_roles_on_the_command_line() -> None:
     assert parse_columns(["accession=ACC = NO", "answer=x"]) == {"accession": "ACC = NO", "answer": "x"}
     with pytest.raises(ConfigError) as caught:
         parse_columns(["acession=A", "answer", "study= "])
-    assert len(caught.value.problems) == 3
+    assert caught.value.problems == [
+        "--column 'answer' has no name: expected ROLE=NAME",
+        "--column 'study' has no name: expected ROLE=NAME",
+        "--column: no role is called 'acession'",
+    ]
     assert "impression" in caught.value.hint
