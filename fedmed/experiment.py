@@ -155,6 +155,7 @@ class Federation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
+    tasks: tuple[str, ...] = choices(*TASKS)
     batch_size: int = number(1)
     max_new_tokens: int = number(1)
 

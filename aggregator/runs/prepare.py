@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from aggregator.runs.locks import COMMAND_LOCK, SERVER_LOCK, hold
 from fedmed.config import Experiment, to_dict
 from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.partition import partition
+from fedmed.data.schema import Example
 from fedmed.data.sources import load_source
 from fedmed.errors import DataError
 from fedmed.files import write_json
@@ -66,20 +67,30 @@ def write_data(experiment: Experiment, folder: Path, *, with_sites: bool = True)
         DataError: the source is not there, cannot be split as asked, or has no validation split and a stage is judged by it.
     """
     source = load_source(experiment.data, experiment.seed)
-    public = write_manifest(folder / PUBLIC, source.test)
+    test, val = (_scored(experiment, source.name, part) for part in (source.test, source.val))
+    public = write_manifest(folder / PUBLIC, test)
     if judged := [name or "the run" for name, stage in experiment.plan.items() if stage.curriculum.is_judged]:
-        if not source.val:
+        if not val:
             raise DataError(
                 f"{source.name} has no validation split, and {judged[0]} is judged by one",
                 "set curriculum.patience=0 and curriculum.min_gain=-1, or take another data.split",
             )
-        write_manifest(folder / VALIDATION, source.val)
+        write_manifest(folder / VALIDATION, val)
     sites: dict[str, Manifest] = {}
     if with_sites:
         rule = experiment.partition
         parts = partition(source.train, rule.sites, rule.scheme, rule.field, rule.alpha, experiment.seed)
         sites = {site: write_manifest(folder / "sites" / site / "data", part) for site, part in parts.items()}
     return PreparedData(sites, public, source.name, source.notes)
+
+
+def _scored(experiment: Experiment, source: str, examples: Sequence[Example]) -> Sequence[Example]:
+    """Of public examples those that the experiment scores."""
+    tasks = experiment.evaluation.tasks
+    kept = [example for example in examples if not tasks or example.task in tasks]
+    if examples and not kept:
+        raise DataError(f"evaluation.tasks={list(tasks)}: {source} has no public example of them")
+    return kept
 
 
 def _first_free(folder: Path) -> Path:

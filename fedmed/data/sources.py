@@ -18,21 +18,27 @@ Where a real source is looked for, first to last:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from fedmed.config import Data
 from fedmed.data.fetch import PUBLIC_SETS
 from fedmed.data.importers import IMPORTERS, Imported, Importer
 from fedmed.data.phantom import phantom_examples
+from fedmed.data.phantom_course import course_examples
 from fedmed.data.phantom_tools import phantom_tool_examples
 from fedmed.data.schema import SPLITS, Example, Split
 from fedmed.errors import DataError
 
 DATA_DIR_VARIABLE = "FEDMED_DATA_DIR"
-PHANTOM, PHANTOM_TOOLS = "phantom", "phantom_tools"
-GENERATED = (PHANTOM, PHANTOM_TOOLS)
+# Drawn from the experiment's seed: so many patients of a split.
+GENERATED: dict[str, Callable[[int, int, Split], Iterator[Example]]] = {
+    "phantom": lambda count, seed, split: phantom_examples(count, seed, domain="hospital", split=split),
+    "phantom_course": lambda count, seed, split: course_examples(count, seed, split=split),
+    "phantom_tools": lambda count, seed, split: phantom_tool_examples(count, seed, split=split),
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def load_source(data: Data, seed: int) -> Source:
             known = ", ".join(sorted([*IMPORTERS, *GENERATED]))
             raise DataError(f"unknown data source {name!r}, expected one of {known}")
     if data.source in GENERATED:
-        source = _phantom(data, seed)
+        source = _generate(data, seed)
     elif path := _find(data):
         source = _read(IMPORTERS[data.source], path, data.split)
     else:
@@ -97,21 +103,12 @@ def _find(data: Data) -> Path | None:
     )
 
 
-def _phantom(data: Data, seed: int) -> Source:
+def _generate(data: Data, seed: int) -> Source:
     """Phantoms of the hospitals' domain; val is as large as test."""
-
-    def draw(num_patients: int, split: Split) -> tuple[Example, ...]:
-        if data.source == PHANTOM_TOOLS:
-            return tuple(phantom_tool_examples(num_patients, seed, split=split))
-        return tuple(phantom_examples(num_patients, seed, domain="hospital", split=split))
-
-    train, val, test = (
-        draw(data.train_patients, "train"),
-        draw(data.test_patients, "val"),
-        draw(data.test_patients, "test"),
-    )
-    note = f"{_counts(data.source, {'train': train, 'val': val, 'test': test})}, by patient"
-    return Source(data.source, train, val, test, notes=(note,))
+    counts = {"train": data.train_patients, "val": data.test_patients, "test": data.test_patients}
+    draw = GENERATED[data.source]
+    parts = {split: tuple(draw(counts[split], seed, cast(Split, split))) for split in SPLITS}
+    return Source(data.source, **parts, notes=(f"{_counts(data.source, parts)}, by patient",))
 
 
 def _read(importer: Importer, path: Path, split_rule: str) -> Source:
