@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from helpers_device import DEVICE
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessorPil,
@@ -86,6 +88,19 @@ def mapper_base() -> BaseModel:
     )
     model, own = assemble(whole.model.vision_tower, processor.image_processor, decoder, 8, [24], seed=0)
     return _frozen("mapper-random", model, own)
+
+
+def gpt2_mapper_base() -> BaseModel:
+    """The same tower before a GPT-2, as published: linear layers whose weights are [in, out]."""
+    processor = build_processor(TEXTS)
+    whole, ids = build_model(len(processor.tokenizer), seed=0), _token_ids(processor.tokenizer)
+    config = GPT2Config(vocab_size=len(processor.tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=512, **ids)
+    gpt2 = _random(GPT2LMHeadModel, config, ids)
+    decoder = Decoder(
+        gpt2.base_model, gpt2.lm_head, processor.tokenizer, processor.chat_template, gpt2.generation_config
+    )
+    model, own = assemble(whole.model.vision_tower, processor.image_processor, decoder, 8, [24], seed=0)
+    return _frozen("gpt2-random", model, own)
 
 
 def idefics3_base() -> BaseModel:

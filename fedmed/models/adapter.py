@@ -14,7 +14,7 @@ path of a parameter that is trained whole: no prefix of PEFT's.
 
 | asked for                                    | result                                                             |
 | -------------------------------------------- | ------------------------------------------------------------------ |
-| all-linear                                   | LoRA on every nn.Linear of the parts; never on lm_head             |
+| all-linear                                   | LoRA on every linear layer of the parts; never on lm_head          |
 | a name of Conv2d, Conv3d or Embedding layers | LoRA on them, where `_adaptable` can be merged exactly             |
 | modules_to_save                              | these modules trained whole, from the base's weights; no LoRA inside |
 | core                                         | R between B and A of every linear layer: see fedmed.models.core    |
@@ -45,7 +45,7 @@ from fedmed.models.encoding import State as State
 from fedmed.models.encoding import decode_state as decode_state
 from fedmed.models.encoding import encode_state as encode_state
 from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, RESIDUAL, first_spread, kind_of
-from fedmed.models.residual import check_residuals, move_bases, put_back
+from fedmed.models.residual import LINEAR, check_residuals, move_bases, put_back
 from fedmed.models.virtual import (
     COVERED,
     SUFFIX,
@@ -82,14 +82,14 @@ def find_targets(model: nn.Module, spec: LoraSpec) -> list[str]:
             `spec.core` and a layer is not linear.
     """
     layers = {name: module for name, module in model.named_modules() if _adaptable(module)}
-    parts = {part_of(name) for name, module in layers.items() if type(module) is nn.Linear}
+    parts = {part_of(name) for name, module in layers.items() if type(module) in LINEAR}
     if missing := [part for part in spec.parts if part not in parts]:
         found = sorted({part for part in parts if part})
         raise ModelError(f"lora.parts: the model has no linear layers in {missing}, it has {found}")
     saved = find_saved(model, spec)
     inside = sorted(name for name in layers if part_of(name) in spec.parts and not _lies_in(name, saved))
     if spec.targets == ("all-linear",):
-        return [name for name in inside if type(layers[name]) is nn.Linear]
+        return [name for name in inside if type(layers[name]) in LINEAR]
     for target in spec.targets:
         if not any(_ends_with(name, target) for name in inside):
             endings = sorted({name.rsplit(".", 1)[-1] for name in inside})
@@ -98,7 +98,7 @@ def find_targets(model: nn.Module, spec: LoraSpec) -> list[str]:
                 f"try {endings}" if endings else "these parts are in lora.modules_to_save: take targets all-linear",
             )
     found = [name for name in inside if any(_ends_with(name, target) for target in spec.targets)]
-    if spec.core and (other := next((name for name in found if type(layers[name]) is not nn.Linear), None)):
+    if spec.core and (other := next((name for name in found if type(layers[name]) not in LINEAR), None)):
         raise ModelError(
             f"lora.core: {other} is a {type(layers[other]).__name__}, expected linear layers",
             "leave it out of lora.targets, or take a method without a core",
@@ -149,6 +149,8 @@ def add_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # An embedding tied to lm_head is adapted alone, and merge_adapter unties it.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        # PEFT finds out by itself that GPT-2's weights are [in, out].
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         # PEFT asks transformers by a name that it will drop: nothing that a user could mend.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         try:
@@ -292,7 +294,7 @@ def _adaptable(module: nn.Module) -> bool:
         return conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros"
     if type(module) is nn.Embedding:
         return module.max_norm is None and not module.scale_grad_by_freq
-    return type(module) is nn.Linear
+    return type(module) in LINEAR
 
 
 def _saved_wrappers(model: nn.Module) -> list[ModulesToSaveWrapper]:

@@ -37,7 +37,7 @@ from fedmed.models.base import BaseModel
 from fedmed.models.kinds import SAVED, kind_of, layer_of
 from fedmed.models.layer_update import LayerUpdate, as_plain_lora, pair_keys
 from fedmed.models.prefixed import save_prefixed
-from fedmed.models.residual import as_matrix
+from fedmed.models.residual import LINEAR, as_matrix
 from fedmed.models.virtual import SUFFIX, merge_virtual_tokens, tables_of, virtual_paths
 
 
@@ -54,7 +54,7 @@ def merge_adapter(base: BaseModel, spec: LoraSpec, state: Mapping[str, Tensor]) 
     modules = dict(model.named_modules())
     for path in sorted({layer_of(key) for key in state if kind_of(key) != SAVED}):
         module = modules.get(path)
-        if not isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | nn.Embedding):
+        if not isinstance(module, (*LINEAR, nn.Conv2d, nn.Conv3d, nn.Embedding)):
             raise ModelError(f"adapter tensor {path}: the base model has no such layer for LoRA")
         _add_update(_untie(model, module), path, spec, state)
     for key in saved:

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from fedmed.errors import ModelError
 from fedmed.models.kinds import RESIDUAL, kind_of, layer_of
@@ -28,6 +29,9 @@ from fedmed.models.kinds import RESIDUAL, kind_of, layer_of
 UP, DOWN = "residual_up.weight", "residual_down.weight"
 # Where a moved layer keeps its own parameter: out of the module's parameters, but with it when the model is copied.
 _FIRST = "_fedmed_first_weight"
+# GPT-2 and its kin have a linear layer of their own, whose weight is [in, out].
+LINEAR = (nn.Linear, Conv1D)
+_TRANSPOSED = (nn.Embedding, Conv1D)
 
 
 def residual_of(layer: str, state: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
@@ -86,7 +90,7 @@ def move_bases(bases: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -> N
         if base.weight is first:
             base.weight = nn.Parameter(torch.empty_like(first), requires_grad=False)
         with torch.no_grad():
-            source = first.T if isinstance(base, nn.Embedding) else first
+            source = first.T if isinstance(base, _TRANSPOSED) else first
             as_matrix(base).copy_(source.float() + update.view(source.shape))
 
 
@@ -99,4 +103,4 @@ def put_back(base: nn.Module) -> None:
 def as_matrix(base: nn.Module) -> Tensor:
     """A layer's weight as [out, in, *kernel]; of an embedding [width, words]. A view."""
     weight = base.get_parameter("weight")
-    return weight.T if isinstance(base, nn.Embedding) else weight
+    return weight.T if isinstance(base, _TRANSPOSED) else weight

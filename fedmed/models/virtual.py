@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 
 from fedmed.errors import ModelError
 from fedmed.messages import LoraSpec
+from fedmed.models.residual import LINEAR
 
 TABLE = "virtual_tokens"
 # Of the layer beneath, in a parameter's name; no part of a stable key.
@@ -234,9 +235,7 @@ def _keys_and_values(model: PreTrainedModel) -> list[str]:
     """Paths of the decoder's k_proj and v_proj."""
     decoder = ("language_model", "text_model")
     linear = [
-        path
-        for path, module in model.named_modules()
-        if type(module) is nn.Linear and set(path.split(".")) & {*decoder}
+        path for path, module in model.named_modules() if type(module) in LINEAR and set(path.split(".")) & {*decoder}
     ]
     found = [path for path in linear if path.endswith((".k_proj", ".v_proj"))]
     if not found:

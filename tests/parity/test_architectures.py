@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import pytest
 import torch
-from helpers_architectures import ALL_KINDS, BASES, PARTS, mapper_base, smolvlm_base
+from helpers_architectures import ALL_KINDS, BASES, PARTS, gpt2_mapper_base, mapper_base, smolvlm_base
 from helpers_device import DEVICE
 from helpers_training import flat, mixed_cohort, plan, random_state
 from torch import Tensor
@@ -157,13 +158,14 @@ def test_smolvlm(spec: LoraSpec, tmp_path: Path) -> None:
     assert case.error(3, 1e-2) < 1e-5
 
 
+@pytest.mark.parametrize("base", [mapper_base, gpt2_mapper_base])
 @pytest.mark.parametrize(
     "spec",
     [ALL_LINEAR, replace(ALL_LINEAR, modules_to_save=("multi_modal_projector",), virtual_tokens=3)],
     ids=["all-linear", "projector-whole"],
 )
-def test_mapper(spec: LoraSpec, tmp_path: Path) -> None:
-    case = Case(mapper_base(), mixed_cohort(tmp_path / "site", SIZES), spec)
+def test_mapper(base: Callable[[], BaseModel], spec: LoraSpec, tmp_path: Path) -> None:
+    case = Case(base(), mixed_cohort(tmp_path / "site", SIZES), spec)
     assert case.error(3, 1e-2) < 1e-5
 
 

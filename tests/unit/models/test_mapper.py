@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from typer.testing import CliRunner
 
 from aggregator.cli import app
 from fedmed.data.collate import Collator
+from fedmed.data.manifest import load_manifest
 from fedmed.errors import ModelError
 from fedmed.messages import LoraSpec
 from fedmed.models.adapter import adapter_state, add_adapter, load_adapter_state, remove_adapter
@@ -35,7 +37,9 @@ from fedmed.models.base import BaseModel, load_base
 from fedmed.models.mapper import MapperConfig
 from fedmed.models.mapper_build import build_mapper
 from fedmed.models.merge import merge_adapter, save_merged
+from fedmed.models.prompts import adapted_processor
 from fedmed.models.tiny import build_processor
+from fedmed.models.virtual import vocabulary_rows
 from fedmed.training.evaluate import generate_answers
 
 SIDE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -136,7 +140,8 @@ def test_a_base_of_a_tower_and_a_decoder_without_images(kind: str, tied: bool, t
     assert len(answers) == len(examples) and base.model.generation_config.suppress_tokens == [marker]
 
 
-def test_a_decoder_of_another_family(tmp_path: Path) -> None:
+def test_a_decoder_of_the_published_family(tmp_path: Path) -> None:
+    """GPT-2, whose linear layers are transposed and whose head goes by another name than the embedding that it is."""
     tower, decoder = save_tower("clip", tmp_path / "vision"), save_decoder(tmp_path / "decoder", kind="gpt2")
     build_mapper(str(tower), str(decoder), tmp_path / "base", sizes=[8])
     base = load_base(str(tmp_path / "base"))
@@ -146,29 +151,46 @@ def test_a_decoder_of_another_family(tmp_path: Path) -> None:
     inputs = {key: batch.inputs[key][texts] for key in ("input_ids", "attention_mask")}
     words = reference.config.vocab_size
     torch.testing.assert_close(base.model(**inputs).logits[..., :words], reference(**inputs).logits)
+    spec = replace(SPEC, targets=("c_attn", "wpe"), virtual_tokens=3)
+    with torch.no_grad():
+        check_merged(base, spec, cohort_inputs(base, spec, tmp_path / "site"), tmp_path)
+    with pytest.raises(ModelError, match=r"c_attn.*expected k_proj and v_proj"):
+        add_adapter(base.model, replace(spec, virtual_kind="prefix"), 0)
 
 
 @torch.no_grad()
 def test_merged_and_stored_models_give_the_adapters_logits(tmp_path: Path) -> None:
     base = mapper_base()
-    batch, _, _ = batch_of(base, tmp_path / "site")
-    plain = base.model(**batch.inputs).logits
-    model = add_adapter(base.model, SPEC, 0)
-    start = adapter_state(model)
-    assert {key for key in start if "lora" not in key} == {
+    mixed_cohort(tmp_path / "site")
+    check_merged(base, SPEC, cohort_inputs(base, SPEC, tmp_path / "site"), tmp_path)
+    state = adapter_state(add_adapter(base.model, SPEC, 0))
+    assert {key for key in state if "lora" not in key} == {
         f"model.multi_modal_projector.{layer}.{name}" for layer in (0, 2) for name in ("weight", "bias")
     }
+
+
+def cohort_inputs(base: BaseModel, spec: LoraSpec, folder: Path) -> Any:
+    cohort = load_manifest(folder)
+    images = [cohort.images(example) for example in cohort.examples]
+    return Collator(adapted_processor(base, spec), 128).train_batch(cohort.examples, images).to(DEVICE).inputs
+
+
+def check_merged(base: BaseModel, spec: LoraSpec, inputs: Any, folder: Path) -> None:
+    """That the adapter does something, and that the merged and the stored model do the same."""
+    words = inputs["input_ids"].masked_fill(inputs["input_ids"] >= vocabulary_rows(base.model), 0)
+    plain = base.model(**inputs | {"input_ids": words}).logits
+    model = add_adapter(base.model, spec, 0)
+    start = adapter_state(model)
     state = {key: start[key] + value for key, value in random_state(start).items()}
     load_adapter_state(model, state)
-    expected = model(**batch.inputs).logits
+    expected = model(**inputs).logits
     assert float((expected - plain).abs().max()) > 0.05
-    merged = merge_adapter(base, SPEC, state)
-    assert float((merged(**batch.inputs).logits - expected).abs().max()) < 1e-4
-    save_merged(merged, base.processor, tmp_path / "merged")
-    stored = load_base(str(tmp_path / "merged"), device=DEVICE.type)
-    assert float((stored.model(**batch.inputs).logits - expected).abs().max()) < 1e-4
+    merged = merge_adapter(base, spec, state)
+    assert float((merged(**inputs).logits[..., : expected.shape[-1]] - expected).abs().max()) < 1e-4
+    save_merged(merged, adapted_processor(base, spec), folder / "merged")
+    stored = load_base(str(folder / "merged"), device=DEVICE.type)
+    assert float((stored.model(**inputs).logits[..., : expected.shape[-1]] - expected).abs().max()) < 1e-4
     remove_adapter(model)
-    assert torch.equal(base.model(**batch.inputs).logits, plain)
 
 
 def test_what_a_base_cannot_be_made_of_is_named(tmp_path: Path) -> None:
