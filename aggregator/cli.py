@@ -125,8 +125,9 @@ def data_list() -> None:
     """The importers, and what each looks for."""
     from fedmed.data.importers import IMPORTERS
 
-    for name, importer in sorted(IMPORTERS.items()):
-        typer.echo(f"{name:16} {importer.filename:24} {importer.description}")
+    widths = [max(map(len, column)) for column in (IMPORTERS, [entry.filename for entry in IMPORTERS.values()])]
+    for name, entry in sorted(IMPORTERS.items()):
+        typer.echo(f"{name:{widths[0]}}  {entry.filename:{widths[1]}}  {entry.description}")
 
 
 @data_app.command("fetch")
