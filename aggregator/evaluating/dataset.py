@@ -6,7 +6,7 @@
 
 | DATASET           | examples                                     | train split: for overlap, and examples in the prompt |
 | ----------------- | -------------------------------------------- | ---------------------------------------------------- |
-| phantom           | PHANTOMS drawn patients of a hospital        | as many drawn ones of the split train                |
+| phantom, ...      | PHANTOMS drawn patients of a hospital        | as many drawn ones of the split train                |
 | NAME              | that importer's, from $FEDMED_DATA_DIR       | the importer's own, by the same split rule           |
 | NAME:PATH         | that importer's, from PATH                   | the same                                             |
 | a manifest folder | its examples of the split                    | its examples of the split train; unknown if none     |
@@ -18,6 +18,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 
@@ -25,9 +26,8 @@ from fedmed.data.images import open_image, read_image
 from fedmed.data.importers import IMPORTERS, Importer
 from fedmed.data.manifest import load_manifest
 from fedmed.data.manifest_line import MANIFEST_NAME
-from fedmed.data.phantom import phantom_examples
 from fedmed.data.schema import SPLITS, Example, ImageRef, Split
-from fedmed.data.sources import DATA_DIR_VARIABLE, PHANTOM, data_dir
+from fedmed.data.sources import DATA_DIR_VARIABLE, GENERATED, data_dir
 from fedmed.errors import DataError
 
 PHANTOMS = 200
@@ -95,28 +95,26 @@ def load_test_set(
     if split not in SPLITS:
         raise DataError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     name, _, given = dataset.partition(":")
-    if dataset == PHANTOM:
-        found = _phantom(split, seed)  # type: ignore[arg-type]
+    if dataset in GENERATED:
+        found = _generated(dataset, cast(Split, split), seed)
     elif name in IMPORTERS:
         found = _imported(IMPORTERS[name], _place(IMPORTERS[name], given), split, split_rule)
     elif (Path(dataset) / MANIFEST_NAME).is_file():
         found = _manifest(Path(dataset), split)
     else:
-        known = ", ".join(sorted([*IMPORTERS, PHANTOM]))
+        known = ", ".join(sorted([*IMPORTERS, *GENERATED]))
         raise DataError(f"no data set {dataset!r}: expected {known}, or a folder that holds {MANIFEST_NAME}")
     if not found.examples:
         raise DataError(f"{found.name} has no example of the split {split}", "choose another with --split")
     return _limited(found, limit)
 
 
-def _phantom(split: Split, seed: int) -> TestSet:
+def _generated(name: str, split: Split, seed: int) -> TestSet:
     def draw(kind: Split) -> tuple[Example, ...]:
-        return tuple(phantom_examples(PHANTOMS, seed, domain="hospital", split=kind))
+        return tuple(GENERATED[name](PHANTOMS, seed, kind))
 
     note = f"{PHANTOMS} drawn patients of seed {seed}: no score of theirs says anything about real patients"
-    return TestSet(
-        PHANTOM, split, "by patient", draw(split), None, draw("train") if split != "train" else None, (note,)
-    )
+    return TestSet(name, split, "by patient", draw(split), None, draw("train") if split != "train" else None, (note,))
 
 
 def _imported(importer: Importer, path: Path, split: str, split_rule: str) -> TestSet:
