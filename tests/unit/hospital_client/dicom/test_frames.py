@@ -112,6 +112,7 @@ def test_pydicom_tells_nothing_of_a_patient_while_a_file_is_read(
         warnings.simplefilter("always")
         with quiet():
             assert read_header(path).SeriesInstanceUID == "SECRET-X"
+            warnings.warn("SECRET that no setting of pydicom's silences", stacklevel=1)
         assert not caught
         assert "SECRET" not in caplog.text + "".join(capfd.readouterr())
         assert pydicom.dcmread(path).SeriesInstanceUID == "SECRET-X"
