@@ -41,6 +41,9 @@ from fedmed.errors import DataError
 from fedmed.files import sync_folder
 
 MAX_LINE_BYTES = 1 << 20
+_PATH_BYTES = (
+    16  # by how much an image's own path may be longer than the number that stands for it while a line is checked
+)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -216,6 +219,8 @@ class _Writer:
             for self.lines, example in enumerate(examples, start=1):
                 line = format_line(example, [f"images/{place:06d}" for place, _ in enumerate(example.images)])
                 parse_line(line, self.lines)  # refuses it before its images are written
+                if len(line) + _PATH_BYTES * len(example.images) > MAX_LINE_BYTES:
+                    raise line_error(self.lines, f"is longer than {MAX_LINE_BYTES} bytes")
                 file.write(format_line(example, [self._save(example.patient, ref) for ref in example.images]))
             file.flush()
             os.fsync(file.fileno())

@@ -122,6 +122,14 @@ def test_a_failed_write_leaves_no_patient_behind(tmp_path: Path) -> None:
     assert write_manifest(tmp_path / "site", [example()]).num_patients == 1
 
 
+def test_a_line_that_nobody_could_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 2: is longer than 1048576 bytes"):
+        write_manifest(tmp_path / "site", [example(), example(answer="w " * 600_000)])
+    assert not (tmp_path / "site" / MANIFEST_NAME).exists()
+    longest = write_manifest(tmp_path / "site", [example(answer="w" * ((1 << 20) - 400))])
+    assert load_manifest(tmp_path / "site") == longest
+
+
 def test_images_may_come_from_another_manifest(tmp_path: Path) -> None:
     first = write_manifest(tmp_path / "first", [example("p1", png(1)), example("p2", png(2))])
     second = write_manifest(tmp_path / "second", first.examples[1:], images_from=first.folder)
