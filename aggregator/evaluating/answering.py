@@ -65,6 +65,17 @@ class Asker:
             found[place] = answer
         return found
 
+    def likeliest_right(self, base: BaseModel) -> dict[int, float]:
+        """Of each multiple-choice question by its place: 1.0 where the likeliest choice is the right one, else 0.0."""
+        from fedmed.training.evaluate import likeliest_choices
+
+        found = {}
+        for place, example in enumerate(self._asked):
+            if example.choices:
+                chosen = likeliest_choices(base, [example], [self._pictures(place, example)])[0]
+                found[place] = float(example.choices[chosen] == example.answer)
+        return found
+
     def prompt(self, base: BaseModel, place: int = 0) -> str:
         """What the model is given for one question, as its own chat template writes it; images are that template's marks."""
         example = self._asked[place]

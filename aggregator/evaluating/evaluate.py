@@ -39,6 +39,7 @@ from fedmed.metrics.medical_terms import LEXICON_VERSION
 from fedmed.metrics.sums import RESAMPLES
 
 SCORES, REPORT = "scores.json", "report.html"
+LIKELIEST = "choice_likelihood_accuracy"
 MAX_ERRORS = 12
 Extra = dict[str, Mapping[int, float] | float | Unavailable]
 
@@ -98,6 +99,7 @@ def evaluate(
         say(f"asking {candidate.name}: {len(asked)} questions of {test.name}")
         answers = asker.answers(candidate.base)
         controls = _controls(asker, candidate, options, say) if options.controls else {}
+        likeliest = asker.likeliest_right(candidate.base)
         facts, generation = _model_facts(candidate), _generation(asker, candidate, options)
         version = candidate.version
     inputs = Inputs(
@@ -108,7 +110,7 @@ def evaluate(
         overlap=overlap(test),
         controls=controls,
         others=_others(asker, facts, options, registry, say),
-        extra=_extra(test, answers) if options.model_scores else {},
+        extra=(_extra(test, answers) if options.model_scores else {}) | ({LIKELIEST: likeliest} if likeliest else {}),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=options.seed,
         resamples=options.resamples,

@@ -93,7 +93,9 @@ def _minilm(folder: Path) -> Callable[[Sequence[str]], Any]:
     """The embedding of texts, [N, 384]; the package's own code, which prints and writes to the home folder, is not run."""
     import torch
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     spec = importlib.util.find_spec("all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("all_minilm_l6_v2 has no files")

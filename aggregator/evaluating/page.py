@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from aggregator.evaluating.worst import WorstError
 from aggregator.reports.page import STYLE, moment
 from fedmed.metrics.answers import LEGACY, MAIN
+from fedmed.metrics.pairs import MIN_PATIENTS
 
 # Scores that are no share: CIDEr-D goes up to 10.
 _OUT_OF_TEN = ("cider_d",)
@@ -38,6 +39,7 @@ def render_page(results: Mapping[str, Any], errors: Sequence[WorstError]) -> str
         pairs=side_by_side(results),
         groups=by_field(results),
         same_on_blank=same_on_blank(results),
+        few=MIN_PATIENTS,
         errors=errors,
     )
 

@@ -23,14 +23,15 @@ from fedmed.metrics.pairs import (
     blank_sentence,
     changes,
     comparison_sentence,
+    control_sentence,
     main_changes,
     right_alone,
-    shown,
+    same_on_blank,
 )
 from fedmed.metrics.sums import RESAMPLES
 
 SCHEMA_VERSION = 1
-FIELDS = ("task", "answer_type", "question_type", "organ", "modality", "site", "image_in_train")
+FIELDS = ("task", "answer_type", "question_type", "content_type", "organ", "modality", "site", "image_in_train")
 
 
 @dataclass(frozen=True)
@@ -169,26 +170,22 @@ def _control(inputs: Inputs, real: Sequence[Parts], name: str) -> dict[str, Any]
         seed=inputs.seed,
         resamples=inputs.resamples,
     )
+    judged = main_changes(rows)
+
+    def of(row: Change) -> int:
+        """Items of a score whose answer changes."""
+        return sum(row.score in real[place] for place in changed)
+
     return {
         "reason": "",
         "items": len(places),
         "changed_answers": len(changed),
         "scores": [_change(row) for row in rows],
         "sentences": [
-            _control_sentence(name, row, sum(row.score in real[place] for place in changed))
-            for row in main_changes(rows)
+            blank_sentence(row, of(row)) if name == "blank" else control_sentence(row, _WORDS[name]) for row in judged
         ],
-        "same": [not row.difference.real for row in main_changes(rows)],
+        "same": [same_on_blank(row, of(row)) for row in judged],
     }
-
-
-def _control_sentence(name: str, row: Change, changed: int) -> str:
-    if name == "blank":
-        return blank_sentence(row, changed)
-    amount = f"{row.score} is {shown(row.second)}, and {shown(row.first)} {_WORDS[name]}"
-    if not row.difference.real:
-        return f"{amount}: no difference is shown."
-    return f"{amount}: it is {'better' if (row.difference.value or 0) > 0 else 'WORSE'} by a real difference."
 
 
 _NO_CONTROL: dict[str, Any] = {"items": 0, "changed_answers": None, "scores": [], "sentences": [], "same": []}
@@ -237,7 +234,7 @@ def _change(row: Change) -> dict[str, Any]:
         "difference": row.difference.value,
         "low": row.difference.low,
         "high": row.difference.high,
-        "real": row.difference.real,
+        "real": row.real,
         "items": row.items,
         "patients": row.patients,
         "legacy": row.score.startswith(LEGACY),

@@ -9,8 +9,9 @@ The first set is what is compared with (another version, or a control), the seco
 | the sentence says           | when                                                                                            |
 | --------------------------- | ----------------------------------------------------------------------------------------------- |
 | the difference is real      | the 95 % interval of the paired bootstrap over patients leaves out 0                            |
-| ... is not shown to be real | it holds 0: with so few patients, chance alone may have made it                                 |
-| the same on blank images    | the model is not better by such a difference when it sees the images than when it sees none     |
+| ... is not shown to be real | it holds 0: chance alone may have made it                                                       |
+| too few patients            | below MIN_PATIENTS: an interval over so few says nothing, however narrow it is                  |
+| the same on blank images    | no answer changes, or the score does not change by a real difference                            |
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from dataclasses import dataclass
 from fedmed.metrics.answers import MAIN, kind_of
 from fedmed.metrics.sums import RESAMPLES, Estimate, Kind, Sums, difference
 from fedmed.metrics.uncertainty import mcnemar
+
+# With fewer, resampled patients are so often the same ones that the interval is far too narrow; with one it has no width.
+MIN_PATIENTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,15 @@ class Change:
     difference: Estimate
     items: int
     patients: int
+
+    @property
+    def real(self) -> bool:
+        """Whether the interval leaves out 0, and is over patients enough to mean something."""
+        return self.difference.real and self.enough
+
+    @property
+    def enough(self) -> bool:
+        return self.patients >= MIN_PATIENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +99,40 @@ def main_changes(rows: Sequence[Change]) -> list[Change]:
 def comparison_sentence(row: Change, first: str, second: str) -> str:
     """Whether the difference of two versions in one score is real. `first`, `second`: their names."""
     amount = f"{row.score} is {shown(row.second)} with {second} and {shown(row.first)} with {first}"
-    if row.difference.real:
+    if not row.enough:
+        return f"{amount}: there are too few patients to say whether the difference is real ({_interval(row)})."
+    if row.real:
         better = second if (row.difference.value or 0) > 0 else first
         return f"{amount}: {better} is better, and the difference is real ({_interval(row)})."
     return f"{amount}: the difference is not shown to be real, chance may have made it ({_interval(row)})."
 
 
+def control_sentence(row: Change, under: str) -> str:
+    """How one score compares with a control's. `row`: the control first; `under`: the control, in words."""
+    amount = f"{row.score} is {shown(row.second)}, and {shown(row.first)} {under}"
+    if not row.enough:
+        return f"{amount}: {_patients(row)}, too few to say whether the difference is real."
+    if not row.real:
+        return f"{amount}: no difference is shown."
+    return f"{amount}: it is {'better' if (row.difference.value or 0) > 0 else 'WORSE'} by a real difference."
+
+
+def same_on_blank(row: Change, changed: int) -> bool:
+    """Whether the model has to be told that it scores the same on blank images. Args: as `blank_sentence`."""
+    return not changed or (row.enough and not row.real)
+
+
 def blank_sentence(row: Change, changed: int) -> str:
     """What blank images tell about one score. `row`: blank first; `changed`: items whose answer is another without the image."""
-    answers = f"{changed} of {row.items} answers change"
-    if row.difference.real and (row.difference.value or 0) > 0:
-        return (
-            f"The images help: {row.score} is {shown(row.second)}, and {shown(row.first)} on blank images "
-            f"({_interval(row)}; {answers})."
-        )
-    if row.difference.real:
-        return (
-            f"The images harm: {row.score} is {shown(row.second)}, and {shown(row.first)} on blank images "
-            f"({_interval(row)}; {answers})."
-        )
-    return (
-        f"The model scores the same on blank images: {row.score} is {shown(row.second)}, and {shown(row.first)} on blank "
-        f"images ({_interval(row)}; {answers}). Nothing here shows that it uses the image."
+    numbers = (
+        f"{row.score} is {shown(row.second)}, and {shown(row.first)} on blank images "
+        f"({_interval(row)}; {changed} of {row.items} answers change)."
     )
+    if same_on_blank(row, changed):
+        return f"The model scores the same on blank images: {numbers} Nothing here shows that it uses the image."
+    if not row.enough:
+        return f"There are too few patients to say whether the images help: {numbers}"
+    return f"The images {'help' if (row.difference.value or 0) > 0 else 'harm'}: {numbers}"
 
 
 def shown(value: float | None) -> str:
@@ -121,7 +145,11 @@ def _interval(row: Change) -> str:
     if found.value is None or found.low is None or found.high is None:
         return "difference not defined"
     points = f"{100 * found.value:+.1f} points, 95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
-    return f"{points}, {row.patients} patients"
+    return f"{points}, {_patients(row)}"
+
+
+def _patients(row: Change) -> str:
+    return f"{row.patients} patient{'' if row.patients == 1 else 's'}"
 
 
 def _value(kind: Kind, parts: Sequence[Sums]) -> float | None:

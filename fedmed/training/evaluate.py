@@ -11,6 +11,7 @@ private records must not leave a site as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from PIL.Image import Image
 from torch import nn
 from transformers import GenerationConfig, ProcessorMixin
 
-from fedmed.data.collate import Collator
+from fedmed.data.collate import IGNORE, Collator
 from fedmed.data.manifest import Manifest
 from fedmed.data.schema import Example
 from fedmed.metrics.scores import Scores, score
@@ -70,6 +71,29 @@ def generate_answers(
         new = tokens[:, inputs["input_ids"].shape[1] :]
         answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     return answers
+
+
+def likeliest_choices(base: BaseModel, examples: Sequence[Example], images: Sequence[Sequence[Image]]) -> list[int]:
+    """For each multiple-choice example the place of the choice whose text the model finds likeliest, by mean log-probability of
+    its tokens and the end token; of equally likely ones the first. What is the answer is not read."""
+    model, collator = base.model, Collator(base.processor)
+    device, dtype = _placement(model)
+    model.eval()
+    found = []
+    for example, pictures in zip(examples, images, strict=True):
+        asked = [replace(example, answer=choice) for choice in example.choices]
+        batch = collator.train_batch(asked, [pictures] * len(asked))
+        placed = {
+            key: value.to(device, dtype if value.is_floating_point() else None) for key, value in batch.inputs.items()
+        }
+        with torch.inference_mode():
+            logits = cast(Any, model)(**placed).logits[:, :-1].float()
+        labels = batch.labels[:, 1:].to(device)
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE
+        )
+        found.append(int((losses.sum(1) / (labels != IGNORE).sum(1)).argmin()))
+    return found
 
 
 def _greedy(model: nn.Module, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:

@@ -6,7 +6,14 @@ import pytest
 
 from fedmed.data.schema import Example, ImageRef
 from fedmed.metrics.controls import donors
-from fedmed.metrics.pairs import blank_sentence, changes, comparison_sentence, main_changes, right_alone
+from fedmed.metrics.pairs import (
+    blank_sentence,
+    changes,
+    comparison_sentence,
+    control_sentence,
+    main_changes,
+    right_alone,
+)
 
 
 def closed(values: list[float]) -> list[dict[str, tuple[float, ...]]]:
@@ -52,6 +59,28 @@ def test_the_sentence_about_blank_images() -> None:
     assert "scores the same on blank images" in told([0.0, *some[1:]], [1.0, *some[1:]])
     assert "The images help" in told(some, [1.0] * 80)
     assert "The images harm" in told([1.0] * 80, some)
+
+
+def test_few_patients_say_nothing_however_narrow_the_interval() -> None:
+    one = main_changes(changes(closed([0.0] * 30), closed([1.0] * 30), ["p"] * 30, resamples=50))[0]
+    assert one.difference.real and not one.real
+    assert "too few patients to say" in comparison_sentence(one, "m:1", "m:2") and "1 patient)" in comparison_sentence(
+        one, "a", "b"
+    )
+    assert "too few patients to say whether the images help" in blank_sentence(one, 30)
+    assert "1 patient, too few" in control_sentence(one, "without any image")
+    same = main_changes(changes(closed([1.0] * 30), closed([1.0] * 30), ["p"] * 30, resamples=50))[0]
+    assert "scores the same on blank images" in blank_sentence(same, 0)  # no answer changes: that needs no interval
+
+
+def test_the_sentence_about_a_control() -> None:
+    def told(control: list[float], real: list[float]) -> str:
+        return control_sentence(main_changes(changes(closed(control), closed(real), PATIENTS))[0], "without any image")
+
+    some = [0.0, 1.0] * 40
+    assert told(some, [1.0] * 80).endswith("50.0 % without any image: it is better by a real difference.")
+    assert told([1.0] * 80, some).endswith("it is WORSE by a real difference.")
+    assert told(some, some).endswith("no difference is shown.")
 
 
 def test_items_that_one_alone_gets_right() -> None:

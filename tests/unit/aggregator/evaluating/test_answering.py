@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from aggregator.evaluating.answering import GREY, Asker
 from aggregator.evaluating.few_shot import with_shots
+from fedmed.data.collate import Collator
 from fedmed.data.schema import Example
 from fedmed.errors import ModelError
 from fedmed.models.base import BaseModel
@@ -105,3 +107,19 @@ def test_several_images_in_one_prompt_go_through_a_real_model(tiny_base: BaseMod
     found = asker(1)
     assert len(found.answers(tiny_base)) == 4
     assert found.answers(tiny_base) == found.answers(tiny_base)
+
+
+def test_the_likeliest_choice_is_the_one_of_the_smallest_loss(tiny_base: BaseModel) -> None:
+    choices = ("yes", "left right", "The heart is normal.")
+    asked = question("a", "yes", task="choice", images=[image(1)], choices=choices)
+    losses = []
+    for choice in choices:  # one at a time, by the model's own loss, which is a mean over the answer's tokens
+        batch = Collator(tiny_base.processor).train_batch([replace(asked, answer=choice)], [TEST.images(asked)])
+        moved = batch.to(tiny_base.model.device)
+        losses.append(float(tiny_base.model(**moved.inputs, labels=moved.labels).loss))
+    likeliest = losses.index(min(losses))
+    for place, choice in enumerate(choices):
+        example = replace(asked, answer=choice)
+        only = Asker(made_set([example]), [example], batch_size=1, max_new_tokens=1)
+        assert only.likeliest_right(tiny_base) == {0: float(place == likeliest)}
+    assert Asker(TEST, TEST.examples, batch_size=1, max_new_tokens=1).likeliest_right(tiny_base) == {}

@@ -12,7 +12,7 @@ import torch
 from helpers_runs import fedmed
 
 from aggregator.evaluating.evaluate import Options, evaluate
-from aggregator.registry import MemoryRegistry, MlflowRegistry, RunInfo, Version, open_registry
+from aggregator.registry import MemoryRegistry, MlflowRegistry, RunInfo, Version
 from aggregator.registry.model_folder import write_manifest
 from fedmed.data.manifest import write_manifest as write_data
 from fedmed.data.phantom import phantom_examples
@@ -32,7 +32,7 @@ def publish(registry: MlflowRegistry | MemoryRegistry, folder: Path, key: str, *
                     weight.zero_()
     save(base.model, base.processor, folder / "merged")
     write_manifest(folder, {"data": {"source": "phantom", "split": "by patient"}})
-    return registry.publish(folder, RunInfo("fedmed", key, key, tags={"run": key}))
+    return registry.publish(folder, RunInfo("asked", key, key, tags={"run": key}))
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +47,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_version_that_does_not_look_is_told_so(tmp_path: Path, site: Path) -> None:
-    registry = open_registry("", tmp_path)
+def test_a_version_that_does_not_look_is_told_so(tmp_path: Path, site: Path, mlflow_registry: MlflowRegistry) -> None:
+    registry = mlflow_registry
     publish(registry, tmp_path / "one", "run-1", blind=False)
     blind = publish(registry, tmp_path / "two", "run-2", blind=True)
     registry.set_alias(blind, "champion")
     out = tmp_path / "out"
     done = fedmed(
-        "evaluate", "fedmed@champion", str(site), "--compare", "fedmed:1", "--shots", "1", "--out", str(out),
-        "--runs-dir", str(tmp_path), "--max-new-tokens", "6", "--resamples", "200", "--device", "cpu", "--no-model-scores",
+        "evaluate", "asked@champion", str(site), "--compare", "asked:1", "--shots", "1", "--out", str(out),
+        "--uri", registry.uri, "--max-new-tokens", "6", "--resamples", "200", "--device", "cpu", "--no-model-scores",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((out / "scores.json").read_text())
@@ -65,8 +65,8 @@ def test_a_version_that_does_not_look_is_told_so(tmp_path: Path, site: Path) -> 
     assert blank["same"] == [True] * len(blank["same"]) and blank["changed_answers"] == 0
     assert results["controls"]["shuffled"]["changed_answers"] == 0
     assert (results["overlap"]["images"], results["overlap"]["in_train"]) == (14, 0)
-    assert results["model"]["name"] == "fedmed:2" and results["model"]["asked"] == "fedmed@champion"
-    assert results["comparisons"][0]["with"] == "fedmed:1" and results["comparisons"][0]["sentences"]
+    assert results["model"]["name"] == "asked:2" and results["model"]["asked"] == "asked@champion"
+    assert results["comparisons"][0]["with"] == "asked:1" and results["comparisons"][0]["sentences"]
     assert results["generation"]["prompt"].count("<image>") == 2
 
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
@@ -83,7 +83,7 @@ def test_a_version_that_does_not_look_is_told_so(tmp_path: Path, site: Path) -> 
     page = (out / "report.html").read_text()
     assert "scores the same on blank images" in page and "data:image/png;base64," in page
 
-    _check_logged(registry, registry.get("fedmed:2"), results)
+    _check_logged(registry, registry.get("asked:2"), results)
 
 
 def _check_logged(registry: MlflowRegistry, version: Version, results: dict[str, Any]) -> None:
@@ -101,8 +101,8 @@ def test_the_same_evaluation_again_adds_nothing(tmp_path: Path, site: Path) -> N
     registry = MemoryRegistry()
     version = publish(registry, tmp_path / "one", "run-1", blind=False)
     options = Options(limit=4, controls=False, resamples=100, max_new_tokens=4, model_scores=False, device="cpu")
-    first = evaluate("fedmed:1", str(site), options, registry, tmp_path / "out")
-    evaluate("fedmed:1", str(site), options, registry, tmp_path / "out")
+    first = evaluate("asked:1", str(site), options, registry, tmp_path / "out")
+    evaluate("asked:1", str(site), options, registry, tmp_path / "out")
     assert len(registry.measured) == 1
     assert "evaluations/phantoms-test-of-the-manifest-0shot/report.html" in registry.files[version.run_id]
     assert first["controls"] is None and "--no-controls" in first["verdicts"][0]
