@@ -21,6 +21,7 @@ from fedmed.models.encoding import encode_parts
 from fedmed.models.kinds import kind_of
 from fedmed.privacy.counts import NoisyCounts
 from hospital_client.daemon import run_daemon
+from hospital_client.fakes import NoEvaluator
 from hospital_client.release import Trained
 from hospital_client.settings import SiteFolder, load_site
 from hospital_client.site import ShouldStop, TrainRound
@@ -47,7 +48,7 @@ def unscored(state: State) -> Scores:
     return Scores(1, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-class ReturningTrainer:
+class ReturningTrainer(NoEvaluator):
     """Returns what it was sent."""
 
     base_name = "benchmark"
@@ -63,9 +64,9 @@ class ReturningTrainer:
         return train_round
 
 
-def make_trainer(folder: SiteFolder, manifest: Manifest) -> ReturningTrainer:
+def make_trainer(folder: SiteFolder, manifest: Manifest, held_out: Manifest | None) -> ReturningTrainer:
     """For `run_daemon`."""
-    del folder, manifest
+    del folder, manifest, held_out
     return ReturningTrainer()
 
 

@@ -36,6 +36,10 @@ def cross_check(experiment: Experiment) -> list[str]:
         problems.append("privacy.delta=0.0: expected > 0 with privacy.mode=dp")
     if privacy.mode == "none" and (asked := privacy.metrics_noise_multiplier):
         problems.append(f"privacy.metrics_noise_multiplier={asked:g}: expected 0 with privacy.mode=none")
+    if experiment.evaluation.federated and privacy.mode == "none" and (noise := experiment.evaluation.noise_multiplier):
+        problems.append(f"evaluation.noise_multiplier={noise:g}: expected 0 with privacy.mode=none")
+    if len(set(experiment.evaluation.scores)) != len(experiment.evaluation.scores):
+        problems.append(f"evaluation.scores={list(experiment.evaluation.scores)!r}: expected each once")
     if has_secret(experiment.registry.uri):
         problems.append(f"registry.uri: {ADDRESS_ALONE}")
     return problems + _check_adapter(experiment.lora) + _check_cap(privacy)

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedmed.data.schema import TASKS
 from fedmed.messages import LoraSpec
+from fedmed.privacy.patient_scores import SCORES
 from fedmed.typed import choice, choices, number, texts
 
 
@@ -39,6 +40,7 @@ class Partition:
     scheme: str = choice("iid", "dirichlet", "field")
     field: str
     alpha: float = number(0, above=True)
+    held_out: float = number(0, 1, below=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,10 @@ class Evaluation:
     tasks: tuple[str, ...] = choices(*TASKS)
     batch_size: int = number(1)
     max_new_tokens: int = number(1)
+    federated: bool
+    scores: tuple[str, ...] = choice(*SCORES)
+    epsilon: float = number(0, above=True)
+    noise_multiplier: float = number(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 A frame is one message: a canonical JSON header, typed and versioned, then an opaque payload (the adapter's
 safetensors bytes). The relay and Flower pass frames through as bytes; the two ends alone look inside.
 
-    aggregator --DescribeTask|TrainTask--> relay --> site daemon --SiteInfo|TrainResult|Refusal--> relay --> aggregator
+    aggregator --DescribeTask|TrainTask|EvaluateTask--> relay --> site daemon
+    aggregator <--SiteInfo|TrainResult|EvaluateResult|Refusal-- relay <-- site daemon
 
     frame := b"FEDM" | u32 header length | header JSON | payload          (integers big endian)
 
@@ -25,20 +26,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import struct
-import types
 import typing
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar
 
 from fedmed.errors import WireError
-from fedmed.privacy.selection import Selection as Selection
+from fedmed.message_fields import build, read_object
+from fedmed.specs import ENCODINGS as ENCODINGS
+from fedmed.specs import LoraSpec as LoraSpec
+from fedmed.specs import OptimizerSpec as OptimizerSpec
+from fedmed.specs import PrivacySpec as PrivacySpec
+from fedmed.specs import ReleaseSpec as ReleaseSpec
+from fedmed.specs import Selection as Selection
 
-PROTOCOL = 4
+PROTOCOL = 5
 MAGIC = b"FEDM"
 MAX_HEADER_BYTES = 1 << 20
 HEAD_BYTES = 8 + MAX_HEADER_BYTES  # of a frame: its message, without the payload
@@ -46,73 +49,6 @@ HEAD_BYTES = 8 + MAX_HEADER_BYTES  # of a frame: its message, without the payloa
 RECORD_KEY = "fedmed"
 ARRAY_KEY = "frame"
 ARRAY_STYPE = "fedmed.frame"
-# Of an adapter on the wire: what they are is told in fedmed.models.encoding.
-ENCODINGS = ("float32", "bfloat16", "int8")
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSpec:
-    """Adapter shape. `parts`: any of language_model, projector, vision_tower; `targets`: module name endings (linear,
-    convolution or embedding layers), or the one word `all-linear`; `modules_to_save`: endings of modules that are
-    trained whole, without LoRA. `core`: an r x r matrix R between B and A, W0 + s B R A. `virtual_tokens`: so many at the
-    start of each prompt; `virtual_kind`: prompt or prefix, what of them is trained (fedmed.models.virtual)."""
-
-    rank: int
-    alpha: float
-    parts: tuple[str, ...]
-    targets: tuple[str, ...]
-    modules_to_save: tuple[str, ...] = ()
-    core: bool = False
-    virtual_tokens: int = 0
-    virtual_kind: str = "prompt"
-
-
-@dataclass(frozen=True, slots=True)
-class PrivacySpec:
-    """The round's privacy. Noise has standard deviation noise_multiplier * max_grad_norm.
-
-    Attributes:
-        mode: `dp` or `none`.
-        sample_rate: probability that a patient is drawn in a step.
-        max_grad_norm: L2 bound of one patient's share of a step's sum.
-        records_per_patient: at most so many records of a drawn patient.
-        steps: noisy steps in this round.
-        clipping: flat, automatic or per_layer; see fedmed.privacy.clipping.
-        max_patients: at most so many drawn patients take part in a step; 0 is no cap.
-        metrics_noise_multiplier: noise of the evaluation's counts; 0 sends no counts.
-        insecure_noise_seed: of a repeatable test run WITHOUT PRIVACY; -1 draws from the secure generator.
-    """
-
-    mode: str
-    noise_multiplier: float
-    sample_rate: float
-    max_grad_norm: float
-    records_per_patient: int
-    steps: int
-    delta: float
-    clipping: str = "flat"
-    max_patients: int = 0
-    metrics_noise_multiplier: float = 0.0
-    insecure_noise_seed: int = -1
-
-    @property
-    def protects(self) -> bool:
-        """Whether patients have any guarantee: mode dp, and noise that nobody can draw again."""
-        return self.mode == "dp" and self.insecure_noise_seed < 0
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerSpec:
-    """`name`: adamw, sgd or adam_bc (see fedmed.training.optimizers); `learning_rate` of this round; `momentum` is
-    SGD's momentum or Adam's beta1. `keep_state`: carry the moments over rounds. `proximal_mu`: FedProx's pull towards the
-    incoming adapter, mu (w - w0) added to the gradient after the noise."""
-
-    name: str
-    learning_rate: float
-    momentum: float
-    weight_decay: float
-    keep_state: bool
-    proximal_mu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +103,36 @@ class TrainTask:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluateTask:
+    """Score an adapter on the site's held-out patients. Payload: as TrainTask's.
+
+    Attributes:
+        run, config_sha256, base_model, base_sha256, lora, init_seed, frozen_sha256, dtype: as in TrainTask.
+        round: the adapter is the one after this round.
+        personal: kinds of adapter tensors that are the site's own, as its last round of the run left them.
+        privacy: of the one release.
+        scores: names of fedmed.privacy.patient_scores.SCORES.
+        max_new_tokens: at most so many tokens an answer, which is greedy.
+    """
+
+    type: ClassVar[str] = "evaluate"
+    run: str
+    round: int
+    config_sha256: str
+    base_model: str
+    base_sha256: str
+    lora: LoraSpec
+    init_seed: int
+    frozen_sha256: str
+    personal: tuple[str, ...]
+    dtype: str
+    privacy: ReleaseSpec
+    scores: tuple[str, ...]
+    max_new_tokens: int
+    payload_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SiteInfo:
     """Answer to DescribeTask. `num_patients` is as the site's policy releases it, 0 where it is not told: then all
     sites weigh the same. `dataset_fingerprint` is a hash under a key that never leaves the site, of the cohort's name or,
@@ -214,6 +180,26 @@ class TrainResult:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluateResult:
+    """How the adapter did on the held-out patients, as sums that may leave (fedmed.privacy.patient_scores).
+
+    Attributes:
+        task_sha256: of the task frame that this answers: a result is idempotent by it.
+        noisy_sums: for each of the task's scores, the sum over patients of their mean score, with noise.
+        noisy_weights: for each group of those scores, the patients that have such items, with noise.
+    """
+
+    type: ClassVar[str] = "evaluate_result"
+    run: str
+    round: int
+    site: str
+    task_sha256: str
+    scores: tuple[str, ...]
+    noisy_sums: tuple[float, ...]
+    noisy_weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """The site did not do it. `code` is a code of fedmed.errors, or `failed` for a fault inside the site, whose kind and
     details stay there; `retry`: whether the same task may succeed later."""
@@ -227,7 +213,7 @@ class Refusal:
     retry: bool
 
 
-Message = DescribeTask | TrainTask | SiteInfo | TrainResult | Refusal
+Message = DescribeTask | TrainTask | EvaluateTask | SiteInfo | TrainResult | EvaluateResult | Refusal
 _TYPES: dict[str, type[Any]] = {cls.type: cls for cls in typing.get_args(Message)}
 
 
@@ -289,12 +275,7 @@ def peek(frame: bytes | memoryview) -> tuple[Message, memoryview]:
 
 
 def _parse_header(raw: bytes) -> Message:
-    try:
-        body = json.loads(raw, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise WireError("the frame's header is not JSON") from error
-    if not isinstance(body, dict):
-        raise WireError(f"the frame's header is a {type(body).__name__}, expected an object")
+    body = read_object(raw)
     protocol = body.pop("protocol", None)
     if protocol != PROTOCOL:
         raise WireError(
@@ -304,45 +285,5 @@ def _parse_header(raw: bytes) -> Message:
     kind = body.pop("type", None)
     if not isinstance(kind, str) or kind not in _TYPES:
         raise WireError(f"unknown message type {kind!r}, expected one of {sorted(_TYPES)}")
-    message: Message = _build(_TYPES[kind], body, kind)
+    message: Message = build(_TYPES[kind], body, kind)
     return message
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not allowed")
-
-
-@cache
-def _hints(cls: Any) -> dict[str, Any]:
-    """The types of a message's fields; to look them up takes longer than to read the message."""
-    return typing.get_type_hints(cls)
-
-
-def _build(cls: Any, body: Any, where: str) -> Any:
-    """`body` as a `cls`, each field checked against its annotation."""
-    if not isinstance(body, dict):
-        raise WireError(f"{where} is a {type(body).__name__}, expected an object")
-    hints = _hints(cls)
-    names = {field.name for field in dataclasses.fields(cls)}
-    if unknown := sorted(set(body) - names):
-        raise WireError(f"{where} has unknown keys {unknown}")
-    if missing := sorted(names - set(body)):
-        raise WireError(f"{where} lacks the keys {missing}")
-    return cls(**{name: _convert(hints[name], body[name], f"{where}.{name}") for name in names})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type[Any], hint), value, where)
-    if isinstance(hint, types.GenericAlias):  # tuple[str, ...] is the only generic in the contract
-        if not isinstance(value, list):
-            raise WireError(f"{where} is a {type(value).__name__}, expected a list")
-        return tuple(_convert(str, item, f"{where}[{index}]") for index, item in enumerate(value))
-    if hint is float and type(value) is int:
-        with suppress(OverflowError):  # a number beyond every float stays what it is, and is refused below
-            value = float(value)
-    if type(value) is not hint:
-        raise WireError(f"{where} is a {type(value).__name__}, expected {hint.__name__}")
-    if hint is float and not math.isfinite(value):
-        raise WireError(f"{where} is not finite")
-    return value

@@ -20,6 +20,7 @@ from fedmed.errors import DataError
 from fedmed.privacy.accounting import group_events
 from hospital_client.audit import finite
 from hospital_client.consent import read_consent, withdrawn
+from hospital_client.held_out import SUFFIX, cohort_name
 from hospital_client.ledger import Entries, Ledger
 from hospital_client.settings import SiteFolder
 
@@ -35,6 +36,9 @@ def present_entries(folder: SiteFolder) -> Entries:
     entries = Ledger.read(folder.ledger)
     with contextlib.suppress(DataError):
         entries.membership.add(folder.settings.cohort, read_pseudonyms(folder.data, folder.key))
+    if folder.held_out is not None:
+        with contextlib.suppress(DataError):
+            entries.membership.add(cohort_name(folder), read_pseudonyms(folder.held_out, folder.key))
     return entries
 
 
@@ -128,7 +132,9 @@ def _line(label: str, row: dict[str, Any], left: str) -> str:
 
 
 def _notes(cohort: dict[str, Any], own: str) -> Iterator[str]:
-    if cohort["cohort"] != own:
+    if cohort["cohort"] == own + SUFFIX:
+        yield "(held out: never trained on)"
+    elif cohort["cohort"] != own:
         yield "(not this site's cohort now)"
     if cohort["withdrawn"]:
         yield f"(withdrew consent and not drawn: {cohort['withdrawn']} of its {cohort['patients']} patients)"

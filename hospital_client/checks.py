@@ -8,6 +8,7 @@
 | folder          | others may enter it                                                           |
 | manifest        | a broken line or missing image (its line), a patient under two ids that look  |
 |                 | the same, too few patients for the policy                                     |
+| held out        | the same of its manifest, or a patient of the training manifest in it         |
 | base models     | not on this machine, or not the hash that the policy allows                   |
 | ledger          | it or its witness cannot be trusted, or nothing of the budget is left         |
 | consent         | it or its witness cannot be trusted                                           |
@@ -32,6 +33,7 @@ from fedmed.wire.channel import check_socket_path
 from hospital_client.budget import present_entries
 from hospital_client.connection import SETTINGS, connection_folder, load_connection
 from hospital_client.consent import read_consent, withdrawn
+from hospital_client.held_out import cohort_name, load_held_out
 from hospital_client.policy import check_cohort
 from hospital_client.reach import reach
 from hospital_client.settings import SiteFolder, load_site
@@ -98,6 +100,20 @@ def _manifest(folder: SiteFolder) -> str:
     )
 
 
+def _held_out(folder: SiteFolder) -> str:
+    manifest = load_held_out(folder, load_manifest(folder.data)) if folder.held_out else None
+    if manifest is None:
+        return "no patients are held out for evaluations"
+    check_cohort(folder.policy, manifest.num_patients, "held-out patients")
+    text = (
+        f"{manifest.num_patients} patients, {len(manifest.examples)} examples, {manifest.quarantined} quarantined; none of "
+        "them is in the training manifest"
+    )
+    if earlier := present_entries(folder).sharing(cohort_name(folder)):
+        text += f"; some were in {', '.join(earlier)} before, and what that spent counts: their scores may flatter"
+    return text
+
+
 def _base_models(folder: SiteFolder) -> str:
     found = []
     for name in folder.settings.base_models:
@@ -135,8 +151,9 @@ def _place(folder: SiteFolder) -> str:
 
 def _consent(folder: SiteFolder) -> str:
     gone = withdrawn(read_consent(folder.consent))
-    present = len(gone & read_pseudonyms(folder.data, folder.key)) if gone else 0
-    return f"withdrawn by {len(gone)} patients, {present} of them in the present manifest"
+    folders = [path for path in (folder.data, folder.held_out) if path is not None and gone]
+    present = sum(len(gone & read_pseudonyms(path, folder.key)) for path in folders)
+    return f"withdrawn by {len(gone)} patients, {present} of them in the present manifests"
 
 
 def _socket(folder: SiteFolder) -> str:
@@ -146,6 +163,7 @@ def _socket(folder: SiteFolder) -> str:
 _CHECKS: dict[str, Callable[[SiteFolder], str]] = {
     "folder": _folder,
     "manifest": _manifest,
+    "held out": _held_out,
     "base models": _base_models,
     "ledger": _ledger,
     "consent": _consent,

@@ -87,12 +87,13 @@ def _read(source: Path) -> bytes:
 
 
 def _not_in_manifest(folder: SiteFolder, members: frozenset[bytes]) -> int | None:
-    """How many the present manifest does not hold. None when it cannot be read: consent is recorded all the same."""
+    """How many the present manifests do not hold. None when one cannot be read: consent is recorded all the same."""
     from fedmed.data.manifest import read_pseudonyms
     from fedmed.errors import DataError
 
     try:
-        return len(members - read_pseudonyms(folder.data, folder.key))
+        present = [read_pseudonyms(path, folder.key) for path in (folder.data, folder.held_out) if path is not None]
+        return len(members.difference(*present))
     except DataError:
         return None
 

@@ -1,6 +1,6 @@
 """The process that owns a site's data: gRPC on a unix socket in front of `Site`, until SIGTERM or SIGINT.
 
-    site folder -> lock -> manifest (counts) -> consent, ledger -> socket -> base model loaded -> "fedmed-site NAME ready SOCKET"
+    site folder -> lock -> manifests (counts) -> consent, ledger -> socket -> base model loaded -> "fedmed-site NAME ready SOCKET"
 
     >>> run_daemon(load_site(Path("/srv/fedmed/north")))        # doctest: +SKIP
 
@@ -35,11 +35,12 @@ import grpc
 
 from fedmed.data.manifest import Manifest, load_manifest
 from fedmed.errors import FederationError, FedMedError, WireError
-from fedmed.messages import TrainTask
+from fedmed.messages import EvaluateTask, TrainTask
 from fedmed.wire import site_pb2, site_pb2_grpc
 from fedmed.wire.channel import chunks, join
 from hospital_client.audit import Audit
 from hospital_client.consent import Withdrawals
+from hospital_client.held_out import Evaluator, HeldOut, Score, load_held_out
 from hospital_client.ledger import Ledger
 from hospital_client.process import claim_socket, log_to, only_daemon
 from hospital_client.results import ResultStore
@@ -50,21 +51,21 @@ STOP_S = 9.0
 _WORKERS = 8
 
 
-class LoadedTrainer(Trainer, Protocol):
+class LoadedTrainer(Trainer, Evaluator, Protocol):
     """A trainer whose base model is in memory."""
 
     base_name: str
     base_sha256: str
 
 
-MakeTrainer = Callable[[SiteFolder, Manifest], LoadedTrainer]
+MakeTrainer = Callable[[SiteFolder, Manifest, Manifest | None], LoadedTrainer]
 
 
-def make_local_trainer(folder: SiteFolder, manifest: Manifest) -> LoadedTrainer:
+def make_local_trainer(folder: SiteFolder, manifest: Manifest, held_out: Manifest | None) -> LoadedTrainer:
     """The real trainer; imports torch and loads the first base model of site.yaml."""
     from hospital_client.trainer import SiteTrainer
 
-    return SiteTrainer(folder, manifest)
+    return SiteTrainer(folder, manifest, held_out=held_out)
 
 
 class BackgroundTrainer:
@@ -80,6 +81,9 @@ class BackgroundTrainer:
 
     def prepare(self, task: TrainTask, payload: memoryview, lot_size: float) -> TrainRound:
         return self.made.result().prepare(task, payload, lot_size)
+
+    def prepare_evaluation(self, task: EvaluateTask, payload: memoryview) -> Score:
+        return self.made.result().prepare_evaluation(task, payload)
 
     @property
     def trainer(self) -> LoadedTrainer | None:
@@ -161,13 +165,15 @@ def run_daemon(
 def _serve(folder: SiteFolder, announce: Callable[[str], None], make_trainer: MakeTrainer, stack: ExitStack) -> None:
     path = claim_socket(folder.socket)
     manifest = load_manifest(folder.data)
-    log.info("manifest read, %d examples quarantined", manifest.quarantined)
+    held_out = load_held_out(folder, manifest)
+    quarantined = manifest.quarantined + (held_out.quarantined if held_out else 0)
+    log.info("manifest read, %d examples quarantined", quarantined)
     Withdrawals(folder.consent, ())()  # consent that cannot be trusted ends the daemon before its socket is there
     ledger = Ledger(folder.ledger)
     stack.callback(ledger.close)
     audit = Audit(folder.audit)
     stack.callback(audit.close)
-    trainer = BackgroundTrainer(lambda: make_trainer(folder, manifest))
+    trainer = BackgroundTrainer(lambda: make_trainer(folder, manifest, held_out))
     name, cohort = folder.settings.name, folder.settings.cohort
     site = Site(
         name,
@@ -177,6 +183,7 @@ def _serve(folder: SiteFolder, announce: Callable[[str], None], make_trainer: Ma
         audit=audit,
         results=ResultStore(folder.root / "results"),
         trainer=trainer,
+        held_out=HeldOut.of(folder, held_out, trainer),
     )
     server = listen(Service(site, trainer), path, folder.socket_mode)
     audit.write("started", epsilon=site.epsilon_spent())

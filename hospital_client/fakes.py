@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from fedmed.errors import FederationError
-from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec, TrainTask
+from fedmed.messages import EvaluateTask, LoraSpec, OptimizerSpec, PrivacySpec, ReleaseSpec, TrainTask
 from fedmed.privacy.accounting import PrivacyEvent
+from fedmed.privacy.patient_scores import NoisyScores, groups_of
+from hospital_client.held_out import Score
 from hospital_client.membership import PSEUDONYM_BYTES
 from hospital_client.policy import Policy
 from hospital_client.release import Trained
@@ -69,6 +71,28 @@ def example_task(**changes: Any) -> TrainTask:
     return dataclasses.replace(task, **changes)
 
 
+def example_evaluation(**changes: Any) -> EvaluateTask:
+    """An evaluation that `example_policy(allow_metrics=True)` allows; keys of its privacy may be given directly."""
+    privacy = ReleaseSpec("dp", 4.0, 1e-5)
+    inner = {key: changes.pop(key) for key in list(changes) if key in {"mode", "noise_multiplier", "delta"}}
+    task = EvaluateTask(
+        run="run-1",
+        round=5,
+        config_sha256="cd" * 32,
+        base_model="fedmed-tiny",
+        base_sha256=BASE_SHA256,
+        lora=LoraSpec(8, 16.0, ("language_model",), ("all-linear",)),
+        init_seed=0,
+        frozen_sha256="",
+        personal=(),
+        dtype="float32",
+        privacy=dataclasses.replace(privacy, **inner),
+        scores=("exact_match", "open_recall"),
+        max_new_tokens=8,
+    )
+    return dataclasses.replace(task, **changes)
+
+
 def example_policy(**changes: Any) -> Policy:
     """A policy that allows `example_task`, with small numbers."""
     values: dict[str, Any] = {
@@ -92,7 +116,15 @@ def example_policy(**changes: Any) -> Policy:
     return Policy(**{**values, **changes})
 
 
-class EchoTrainer:
+class NoEvaluator:
+    """Scores nobody: for trainers of sites without held-out patients, which are not asked."""
+
+    def prepare_evaluation(self, task: EvaluateTask, payload: memoryview) -> Score:
+        del payload
+        return lambda should_stop: NoisyScores((0.0,) * len(task.scores), (0.0,) * len(groups_of(task.scores)))
+
+
+class EchoTrainer(NoEvaluator):
     """Sends the payload back. Notes what it was asked; can fail, and can wait in the middle of a round.
 
     Args:

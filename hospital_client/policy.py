@@ -17,6 +17,8 @@
 | (always)             | its selection of a record depends on other patients' records, with mode `dp`       |
 | patient_count        | `hidden`, and it caps the patients of a step: no public count, no accounting       |
 | (always)             | it caps the patients of a step below those drawn on average                        |
+| allow_metrics, min_metrics_noise_multiplier, | the same of an evaluation of held-out patients, but for `dp`: |
+| allow_no_privacy, delta, base_models, max_rank | without it the exact sums leave, where both flags are true  |
 | min_patients         | the cohort has fewer (the message does not say how many)                           |
 | (always)             | mode, dtype, precision, tensors or numbers that no honest aggregator would send    |
 """
@@ -27,9 +29,10 @@ import re
 from dataclasses import dataclass
 
 from fedmed.errors import PolicyRefusal
-from fedmed.messages import ENCODINGS, PrivacySpec, TrainTask
+from fedmed.messages import ENCODINGS, EvaluateTask, LoraSpec, PrivacySpec, ReleaseSpec, TrainTask
 from fedmed.models.kinds import PARTS, TRAINED
 from fedmed.privacy.events import least_cap
+from fedmed.privacy.patient_scores import scores_problem
 from fedmed.privacy.selection import selection_problems
 from fedmed.typed import choice, number
 
@@ -37,7 +40,9 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Bounds of a patient's gradient. Outside of them the noise's steps, or what it is added to, leave the range of float32.
 LEAST_NORM, MOST_NORM = 1e-6, 1e6
 VIRTUAL_KINDS, MOST_VIRTUAL_TOKENS = ("prompt", "prefix"), 512
+MOST_NEW_TOKENS = 2048
 PRECISIONS = ("float32", "bfloat16")
+_RUN = "run: expected a name of up to 128 letters, digits, '.', '-' and '_'"
 OPTIMIZERS = ("adamw", "sgd", "adam_bc")
 CLIPPINGS = ("flat", "automatic", "per_layer")
 
@@ -87,11 +92,11 @@ class Policy:
         return self.min_patients if self.patient_count == "hidden" else self.released_patients(num_patients)
 
 
-def check_cohort(policy: Policy, num_patients: int) -> None:
+def check_cohort(policy: Policy, num_patients: int, what: str = "patients") -> None:
     """Raises PolicyRefusal when the cohort is smaller than the policy's minimum; the count itself is not named."""
     if num_patients < policy.min_patients:
         raise PolicyRefusal(
-            f"the site has fewer patients than its policy's min_patients={policy.min_patients}",
+            f"the site has fewer {what} than its policy's min_patients={policy.min_patients}",
             "add patients to the manifest, or let the hospital lower min_patients in policy.yaml",
         )
 
@@ -104,28 +109,42 @@ def check_task(policy: Policy, task: TrainTask, num_patients: int) -> None:
         *privacy_breaches(policy, task.privacy),
         *_cap_breaches(policy, task.privacy, num_patients),
     ]
+    _refuse(breaches)
+    check_cohort(policy, num_patients)
+
+
+def check_evaluation(policy: Policy, task: EvaluateTask, num_patients: int) -> None:
+    """As `check_task`, of an evaluation and the number of held-out patients."""
+    breaches = [*_base_breaches(policy, task.base_sha256), *_lora_breaches(policy, task.lora)]
+    if not RUN_NAME.fullmatch(task.run):
+        breaches.append(_RUN)
+    if not 0 <= task.round <= policy.max_rounds:
+        breaches.append(f"round={task.round}, expected 0 to {policy.max_rounds}")
+    if task.dtype not in ENCODINGS:
+        breaches.append(f"dtype={task.dtype!r:.40}, expected {' or '.join(ENCODINGS)}")
+    if not set(task.personal) <= set(TRAINED):
+        breaches.append(f"personal={list(task.personal)!r:.80}, expected some of {', '.join(TRAINED)}")
+    if problem := scores_problem(task.scores):
+        breaches.append(problem)
+    if not 1 <= task.max_new_tokens <= MOST_NEW_TOKENS:
+        breaches.append(f"max_new_tokens={task.max_new_tokens}, expected 1 to {MOST_NEW_TOKENS}")
+    _refuse([*breaches, *_release_breaches(policy, task.privacy)])
+    check_cohort(policy, num_patients, "held-out patients")
+
+
+def _refuse(breaches: list[str]) -> None:
     if breaches:
         raise PolicyRefusal(
             f"the site's policy does not allow the task: {'; '.join(breaches)}",
             "change the experiment, or ask the hospital to change policy.yaml",
         )
-    check_cohort(policy, num_patients)
 
 
 def _model_breaches(policy: Policy, task: TrainTask) -> list[str]:
-    breaches = []
-    if task.base_sha256 not in policy.base_models:
-        breaches.append(f"base_sha256={task.base_sha256[:12]!r}, expected one of {_short(policy.base_models)}")
+    breaches = _base_breaches(policy, task.base_sha256)
     if task.method not in policy.methods:
         breaches.append(f"method={task.method[:64]!r}, expected one of {', '.join(policy.methods)}")
-    if not 1 <= task.lora.rank <= policy.max_rank:
-        breaches.append(f"lora.rank={task.lora.rank}, expected 1 to {policy.max_rank}")
-    if not task.lora.alpha > 0:
-        breaches.append(f"lora.alpha={task.lora.alpha:g}, expected > 0")
-    if not 0 <= task.lora.virtual_tokens <= MOST_VIRTUAL_TOKENS:
-        breaches.append(f"lora.virtual_tokens={task.lora.virtual_tokens}, expected 0 to {MOST_VIRTUAL_TOKENS}")
-    if task.lora.virtual_kind not in VIRTUAL_KINDS:
-        breaches.append(f"lora.virtual_kind={task.lora.virtual_kind!r:.40}, expected {' or '.join(VIRTUAL_KINDS)}")
+    breaches += _lora_breaches(policy, task.lora)
     if not task.trainable or not set(task.trainable) <= set(TRAINED):
         breaches.append(f"trainable={list(task.trainable)!r:.80}, expected some of {', '.join(TRAINED)}")
     if not set(task.parts) <= set(PARTS):
@@ -135,10 +154,29 @@ def _model_breaches(policy: Policy, task: TrainTask) -> list[str]:
     return breaches
 
 
+def _base_breaches(policy: Policy, base_sha256: str) -> list[str]:
+    if base_sha256 in policy.base_models:
+        return []
+    return [f"base_sha256={base_sha256[:12]!r}, expected one of {_short(policy.base_models)}"]
+
+
+def _lora_breaches(policy: Policy, lora: LoraSpec) -> list[str]:
+    breaches = []
+    if not 1 <= lora.rank <= policy.max_rank:
+        breaches.append(f"lora.rank={lora.rank}, expected 1 to {policy.max_rank}")
+    if not lora.alpha > 0:
+        breaches.append(f"lora.alpha={lora.alpha:g}, expected > 0")
+    if not 0 <= lora.virtual_tokens <= MOST_VIRTUAL_TOKENS:
+        breaches.append(f"lora.virtual_tokens={lora.virtual_tokens}, expected 0 to {MOST_VIRTUAL_TOKENS}")
+    if lora.virtual_kind not in VIRTUAL_KINDS:
+        breaches.append(f"lora.virtual_kind={lora.virtual_kind!r:.40}, expected {' or '.join(VIRTUAL_KINDS)}")
+    return breaches
+
+
 def _size_breaches(policy: Policy, task: TrainTask) -> list[str]:
     breaches = []
     if not RUN_NAME.fullmatch(task.run):
-        breaches.append("run: expected a name of up to 128 letters, digits, '.', '-' and '_'")
+        breaches.append(_RUN)
     if not 1 <= task.round <= task.rounds <= policy.max_rounds:
         breaches.append(f"round={task.round} of rounds={task.rounds}, expected 1 to {policy.max_rounds}")
     if task.dtype not in ENCODINGS:
@@ -168,10 +206,7 @@ def privacy_breaches(policy: Policy, privacy: PrivacySpec) -> list[str]:
             breaches.append(f"privacy.delta={privacy.delta:g}, expected > 0 and at most {policy.delta:g}")
     elif privacy.mode != "none":
         breaches.append(f"privacy.mode={privacy.mode!r:.40}, expected dp or none")
-    if privacy.insecure_noise_seed >= 0 and not policy.allow_insecure_noise:
-        breaches.append(
-            f"privacy.insecure_noise_seed={privacy.insecure_noise_seed}, expected -1 (allow_insecure_noise is false)"
-        )
+    breaches += _seed_breaches(policy, privacy.insecure_noise_seed)
     if not 0 < privacy.sample_rate <= policy.max_sample_rate:
         breaches.append(
             f"privacy.sample_rate={privacy.sample_rate:g}, expected > 0 and at most {policy.max_sample_rate:g}"
@@ -213,6 +248,32 @@ def _metrics_breaches(policy: Policy, privacy: PrivacySpec) -> list[str]:
     if not asked >= least:
         return [f"privacy.metrics_noise_multiplier={asked:g}, expected at least {least:g}, or 0"]
     return []
+
+
+def _release_breaches(policy: Policy, privacy: ReleaseSpec) -> list[str]:
+    """Of the privacy of an evaluation."""
+    breaches, asked = [], privacy.noise_multiplier
+    if not policy.allow_metrics:
+        breaches.append("an evaluation of held-out patients, expected none (allow_metrics is false)")
+    if privacy.mode == "none":
+        if not policy.allow_no_privacy:
+            breaches.append("privacy.mode='none', expected 'dp' (allow_no_privacy is false)")
+        if asked:
+            breaches.append(f"privacy.noise_multiplier={asked:g}, expected 0 without mode dp")
+    elif privacy.mode == "dp":
+        if not asked >= (least := policy.min_metrics_noise_multiplier):
+            breaches.append(f"privacy.noise_multiplier={asked:g}, expected at least {least:g}")
+        if not 0 < privacy.delta <= policy.delta:
+            breaches.append(f"privacy.delta={privacy.delta:g}, expected > 0 and at most {policy.delta:g}")
+    else:
+        breaches.append(f"privacy.mode={privacy.mode!r:.40}, expected dp or none")
+    return breaches + _seed_breaches(policy, privacy.insecure_noise_seed)
+
+
+def _seed_breaches(policy: Policy, seed: int) -> list[str]:
+    if seed < 0 or policy.allow_insecure_noise:
+        return []
+    return [f"privacy.insecure_noise_seed={seed}, expected -1 (allow_insecure_noise is false)"]
 
 
 def _short(hashes: tuple[str, ...]) -> str:

@@ -1,6 +1,6 @@
 """What leaves a site, all of it: every message is built here, and `RELEASED` says where each field's privacy comes from.
 
-    a round's outcome, policy, ledger -> SiteInfo | TrainResult | Refusal | StatusReply -> socket -> relay -> aggregator
+    a round's outcome, policy, ledger -> SiteInfo | TrainResult | EvaluateResult | Refusal | StatusReply -> socket -> relay
 
     >>> RELEASED[TrainResult]["noisy_correct"]
     <Source.ACCOUNTED_COUNT: 'accounted count'>
@@ -46,8 +46,9 @@ from fedmed.errors import (
     PolicyRefusal,
     WireError,
 )
-from fedmed.messages import Refusal, SiteInfo, TrainResult, TrainTask, peek
+from fedmed.messages import EvaluateResult, EvaluateTask, Refusal, SiteInfo, TrainResult, TrainTask, peek
 from fedmed.privacy.counts import NO_COUNTS, NoisyCounts
+from fedmed.privacy.patient_scores import NoisyScores
 from fedmed.wire.site_pb2 import StatusReply
 from hospital_client.audit import finite
 
@@ -102,6 +103,15 @@ RELEASED: Mapping[type, Mapping[str, Source]] = {
         "dataset_fingerprint": Source.KEYED_HASH,
         "noisy_correct": Source.ACCOUNTED_COUNT,
         "noisy_patients": Source.ACCOUNTED_COUNT,
+    },
+    EvaluateResult: {
+        "run": Source.PUBLIC_TASK,
+        "round": Source.PUBLIC_TASK,
+        "site": Source.PUBLIC_NAME,
+        "task_sha256": Source.PUBLIC_TASK,
+        "scores": Source.PUBLIC_TASK,
+        "noisy_sums": Source.ACCOUNTED_COUNT,
+        "noisy_weights": Source.ACCOUNTED_COUNT,
     },
     Refusal: {
         "run": Source.PUBLIC_TASK,
@@ -208,6 +218,18 @@ class Release:
             dataset_fingerprint=self.fingerprint,
             noisy_correct=counts.correct,
             noisy_patients=counts.patients,
+        )
+
+    def evaluated(self, task: EvaluateTask, task_sha256: str, found: NoisyScores) -> EvaluateResult:
+        """All of an evaluation."""
+        return EvaluateResult(
+            run=task.run,
+            round=task.round,
+            site=self.site,
+            task_sha256=task_sha256,
+            scores=task.scores,
+            noisy_sums=found.sums,
+            noisy_weights=found.weights,
         )
 
     def status(self, **operation: Any) -> StatusReply:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedmed.errors import WireError
 from fedmed.files import write_atomic
-from fedmed.messages import TrainResult, decode
+from fedmed.messages import EvaluateResult, TrainResult, decode
 from hospital_client.kept import Kept, KeptStore
 
 KEEP = 4
@@ -53,7 +53,9 @@ class ResultStore:
             message, _ = decode(frame)
         except (FileNotFoundError, WireError):
             return None
-        return frame if isinstance(message, TrainResult) and message.task_sha256 == task_sha256 else None
+        if isinstance(message, TrainResult | EvaluateResult) and message.task_sha256 == task_sha256:
+            return frame
+        return None
 
     def _path(self, task_sha256: str) -> Path:
         return self._folder / f"{task_sha256}.frame"

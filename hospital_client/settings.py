@@ -45,6 +45,7 @@ class SiteSettings:
     socket_mode: str
     base_models: dict[str, str]
     gradient_checkpointing: bool
+    held_out: str
     device: str = choice("auto", "cpu", "cuda")
     physical_batch: int = number(0)
     base_dtype: str = choice("float32", "bfloat16")
@@ -62,6 +63,11 @@ class SiteFolder:
     @property
     def data(self) -> Path:
         return self.root / self.settings.data
+
+    @property
+    def held_out(self) -> Path | None:
+        """The manifest of patients who are not trained on; None where there is none."""
+        return self.root / self.settings.held_out if self.settings.held_out else None
 
     @property
     def socket(self) -> Path:

@@ -1,7 +1,7 @@
 """What a site does with a task: one frame in, one frame out, and a bad task is a Refusal, never an exception.
 
     frame -> decode -> answered before? -> policy -> task fits the base model? -> RESERVE (ledger, on disk)
-          -> train -> result on disk -> COMMIT (ledger, on disk) -> frame
+          -> train, or evaluate held-out patients -> result on disk -> COMMIT (ledger, on disk) -> frame
 
 Records are read for training only after RESERVE; before it the site knows its data by count and fingerprint alone.
 Every decision is in audit.jsonl before it takes effect. What the answers say is built in hospital_client/release.py.
@@ -11,6 +11,7 @@ Knows no torch: training comes in as a `Trainer`.
 | ---------------------------------------------- | ------------------------- | --------------------------------- |
 | not a frame, damaged, wrong protocol           | wire                      | no                                |
 | outside the policy, too few patients           | policy                    | no                                |
+| an evaluation, and no held-out patients        | policy                    | no                                |
 | other base model, or tensors that do not fit   | model                     | no                                |
 | above the budget                               | budget_exhausted          | no                                |
 | another task is being trained                  | federation, retry         | no                                |
@@ -28,22 +29,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from fedmed.data.manifest import Manifest
-from fedmed.errors import FederationError, FedMedError, WireError
-from fedmed.messages import DescribeTask, Message, TrainTask, decode, encode, sha256_hex
+from fedmed.errors import FederationError, FedMedError, PolicyRefusal, WireError
+from fedmed.messages import DescribeTask, EvaluateTask, Message, TrainTask, decode, encode, sha256_hex
 from hospital_client.audit import Audit
+from hospital_client.cohort import Cohort as Cohort
+from hospital_client.faults import describe_fault
+from hospital_client.held_out import HeldOut
 from hospital_client.kept import Kept
 from hospital_client.ledger import Ledger, Reservation, Spending
-from hospital_client.policy import Policy, check_cohort, check_task
-from hospital_client.release import Busy, Release, Trained, came_before_the_data, cohort_hash, refusal
+from hospital_client.policy import Policy, check_cohort, check_evaluation, check_task
+from hospital_client.release import Busy, Release, Trained, came_before_the_data, refusal
 from hospital_client.results import ResultStore
 
 log = logging.getLogger("fedmed.site")
+T = TypeVar("T")
 ShouldStop = Callable[[], bool]
 TrainRound = Callable[[ShouldStop], Trained]
 
@@ -68,32 +71,6 @@ class Trainer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Cohort:
-    """What the site knows of its data without reading a record.
-
-    Attributes:
-        members: keyed pseudonyms of its patients (fedmed.data.manifest.pseudonym).
-        fingerprint, name_hash: of the data and of the name, both under the site's key (hospital_client/release.py).
-    """
-
-    name: str
-    members: frozenset[bytes] = field(repr=False)
-    fingerprint: str
-    name_hash: str = ""
-
-    @classmethod
-    def of(cls, name: str, manifest: Manifest, key: bytes) -> Cohort:
-        """The patients of a manifest under a name of site.yaml."""
-        members = frozenset(manifest.pseudonyms(key))
-        return cls(name, members, manifest.fingerprint(key), cohort_hash(key, name))
-
-    @property
-    def num_patients(self) -> int:
-        """With those who withdrew consent: the public number does not tell when somebody does."""
-        return len(self.members)
-
-
 @dataclass(slots=True)
 class Progress:
     """For `status`: the task being trained or the last one."""
@@ -103,6 +80,14 @@ class Progress:
     round: int = 0
     done: int = 0
     refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A task whose reservation is on disk; `started`: as time.monotonic()."""
+
+    reservation: Reservation
+    started: float
 
 
 class Site:
@@ -122,6 +107,7 @@ class Site:
         audit: Audit,
         results: ResultStore,
         trainer: Trainer,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.name = name
         self.policy = policy
@@ -134,7 +120,10 @@ class Site:
         self._training = threading.Lock()
         self._in_training = ""  # hash of the task that holds the lock
         self._stop = threading.Event()
+        self._held_out = held_out
         ledger.enrol(cohort.name, cohort.members)
+        if held_out is not None:
+            ledger.enrol(held_out.cohort.name, held_out.cohort.members)
 
     @property
     def release(self) -> Release:
@@ -167,11 +156,11 @@ class Site:
         message: Message | None = None
         try:
             message, payload = decode(frame)
-            if isinstance(message, TrainTask):
-                return self._answer_train(message, payload, task_sha256)
+            if isinstance(message, TrainTask | EvaluateTask):
+                return self._answer(message, payload, task_sha256)
             if isinstance(message, DescribeTask):
                 return self._describe(message)
-            raise WireError(f"a site answers describe and train tasks, got a {message.type} message")
+            raise WireError(f"a site answers describe, train and evaluate tasks, got a {message.type} message")
         except Exception as error:  # noqa: BLE001  the one place where a fault becomes a Refusal
             return self._refuse(error, message, task_sha256)
 
@@ -180,7 +169,7 @@ class Site:
         self._audit.write("described", run=task.run, epsilon=self.epsilon_spent())
         return encode(self.release.info(task.run))
 
-    def _answer_train(self, task: TrainTask, payload: memoryview, task_sha256: str) -> bytes:
+    def _answer(self, task: TrainTask | EvaluateTask, payload: memoryview, task_sha256: str) -> bytes:
         waited = self._wait_for_same(task_sha256)
         if (stored := self._results.load(task_sha256)) is not None:
             return self._resend(task, task_sha256, stored)
@@ -191,7 +180,11 @@ class Site:
         try:
             self._in_training = task_sha256
             self.progress.run, self.progress.round, self.progress.training = task.run, task.round, True
-            return self._train(task, payload, task_sha256)
+            return (
+                self._train(task, payload, task_sha256)
+                if isinstance(task, TrainTask)
+                else self._evaluate(task, payload, task_sha256)
+            )
         finally:
             self._in_training = ""
             self.progress.training = False
@@ -204,7 +197,7 @@ class Site:
         with self._training:
             return True
 
-    def _resend(self, task: TrainTask, task_sha256: str, stored: bytes) -> bytes:
+    def _resend(self, task: TrainTask | EvaluateTask, task_sha256: str, stored: bytes) -> bytes:
         """The stored result; finishes a commit that a crash cut off after the result was stored."""
         if self.ledger.entries.open_reservation(task_sha256) is not None:
             self._finish_commit(task_sha256, stored)
@@ -224,67 +217,89 @@ class Site:
         check_task(self.policy, task, self.cohort.num_patients)
         lot_size = task.privacy.sample_rate * self.policy.nominal_patients(self.cohort.num_patients)
         train_round = self._trainer.prepare(task, payload, lot_size)
-        reservation = self._reserve(task, task_sha256)
-        started = time.monotonic()
+        work = self._begin(self.cohort, self._cost_of_training(task, task_sha256), "trains")
         trained = self._run(train_round)
-        seconds = round(time.monotonic() - started, 3)
         frame = encode(self.release.result(task, task_sha256, trained.counts), trained.payload)
-        # Stored before it is committed: a crash in between loses no round, and the reservation counts either way.
         kept = Kept(task.run, task.round, trained.kept) if trained.kept else None
-        self._results.save(task_sha256, frame, kept)
-        self.ledger.commit(reservation, sha256_hex(frame))
-        self._audit.write(
-            "released",
-            run=task.run,
-            round=task.round,
-            task_sha256=task_sha256,
-            epsilon=self.epsilon_spent(),
-            seconds=seconds,
-        )
-        self.progress.done += 1
-        log.info("run %s round %d: trained %d steps in %.1f s", task.run, task.round, task.privacy.steps, seconds)
-        return frame
+        return self._finish(work, frame, f"trained {task.privacy.steps} steps", kept)
 
-    def _run(self, train_round: TrainRound) -> Trained:
+    def _evaluate(self, task: EvaluateTask, payload: memoryview, task_sha256: str) -> bytes:
+        if self._held_out is None:
+            raise PolicyRefusal(
+                "the site has no held-out patients", "it names a manifest of them as held_out in site.yaml"
+            )
+        cohort, privacy = self._held_out.cohort, task.privacy
+        check_evaluation(self.policy, task, cohort.num_patients)
+        score = self._held_out.evaluator.prepare_evaluation(task, payload)
+        noise = privacy.noise_multiplier if privacy.protects else 0.0
+        cost = Spending(cohort.name, task.run, task.round, task_sha256, noise, 1.0, 1, privacy.delta)
+        work = self._begin(cohort, cost, "evaluates")
+        found = self._run(score)
+        return self._finish(
+            work, encode(self.release.evaluated(task, task_sha256, found)), "evaluated held-out patients"
+        )
+
+    def _run(self, work: Callable[[ShouldStop], T]) -> T:
         try:
-            return train_round(self._stop.is_set)
+            return work(self._stop.is_set)
         except FederationError:
             if self.stopping:
                 raise Busy("the site was told to stop while it trained; what was reserved stays spent") from None
             raise
 
-    def _reserve(self, task: TrainTask, task_sha256: str) -> Reservation:
-        """The ledger's reservation and the audit's line, both on disk: from here on the records may be read."""
-        private = task.privacy.protects
-        spending = Spending(
+    def _cost_of_training(self, task: TrainTask, task_sha256: str) -> Spending:
+        privacy = task.privacy
+        return Spending(
             cohort=self.cohort.name,
             run=task.run,
             round=task.round,
             task_sha256=task_sha256,
-            noise_multiplier=task.privacy.noise_multiplier if private else 0.0,
-            sample_rate=task.privacy.sample_rate,
-            steps=task.privacy.steps,
-            delta=task.privacy.delta,
-            max_patients=task.privacy.max_patients,
-            num_patients=self.policy.most_patients(self.cohort.num_patients) if task.privacy.max_patients else 0,
-            metrics_noise_multiplier=task.privacy.metrics_noise_multiplier,
+            noise_multiplier=privacy.noise_multiplier if privacy.protects else 0.0,
+            sample_rate=privacy.sample_rate,
+            steps=privacy.steps,
+            delta=privacy.delta,
+            max_patients=privacy.max_patients,
+            num_patients=self.policy.most_patients(self.cohort.num_patients) if privacy.max_patients else 0,
+            metrics_noise_multiplier=privacy.metrics_noise_multiplier,
         )
+
+    def _begin(self, cohort: Cohort, cost: Spending, verb: str) -> _Work:
+        """The ledger's reservation and the audit's line, both on disk: from here on the records may be read."""
         policy = self.policy
         reservation = self.ledger.reserve(
-            spending, budget=policy.epsilon_budget, delta=policy.delta, fingerprint=self.cohort.fingerprint
+            cost, budget=policy.epsilon_budget, delta=policy.delta, fingerprint=cohort.fingerprint
         )
-        if not private:
-            log.warning("run %s round %d trains WITHOUT PRIVACY: epsilon is infinite for good", task.run, task.round)
+        open_handed = cost.noise_multiplier == 0
+        if open_handed:
+            log.warning("run %s round %d %s WITHOUT PRIVACY: epsilon is infinite for good", cost.run, cost.round, verb)
         self._audit.write(
             "accepted",
-            code="" if private else "no_privacy",
-            run=task.run,
-            round=task.round,
-            task_sha256=task_sha256,
-            epsilon=self.epsilon_spent(),
-            message="" if private else "TRAINED WITHOUT PRIVACY: the cohort's epsilon is infinite from here on",
+            code="no_privacy" if open_handed else "",
+            run=cost.run,
+            round=cost.round,
+            task_sha256=cost.task_sha256,
+            epsilon=self.ledger.epsilon(cohort.name, policy.delta),
+            message=f"{verb} WITHOUT PRIVACY: the cohort's epsilon is infinite from here on" if open_handed else "",
         )
-        return reservation
+        return _Work(reservation, time.monotonic())
+
+    def _finish(self, work: _Work, frame: bytes, what: str, kept: Kept | None = None) -> bytes:
+        """The result, stored, committed and audited: it may leave."""
+        cost, seconds = work.reservation.spending, round(time.monotonic() - work.started, 3)
+        # Stored before it is committed: a crash in between loses no round, and the reservation counts either way.
+        self._results.save(cost.task_sha256, frame, kept)
+        self.ledger.commit(work.reservation, sha256_hex(frame))
+        self._audit.write(
+            "released",
+            run=cost.run,
+            round=cost.round,
+            task_sha256=cost.task_sha256,
+            epsilon=self.ledger.epsilon(cost.cohort, self.policy.delta),
+            seconds=seconds,
+        )
+        self.progress.done += 1
+        log.info("run %s round %d: %s in %.1f s", cost.run, cost.round, what, seconds)
+        return frame
 
     def _refuse(self, error: Exception, message: Message | None, task_sha256: str) -> bytes:
         """A Refusal that tells no more than it may; the log and the audit have the error's own code, the log the rest."""
@@ -301,19 +316,3 @@ class Site:
         except OSError as failure:  # a full disk must not hide the refusal from the aggregator
             log.error("audit.jsonl cannot be written: %s", failure.strerror)
         return encode(told)
-
-
-def describe_fault(error: Exception) -> str:
-    """An error for the site's log: our own in one line, others with where they arose.
-
-    The text of a foreign exception may quote a record (a KeyError does), so it is left out, save for kinds that speak
-    of shapes, memory and the system.
-    """
-    if isinstance(error, FedMedError):
-        cause = error.__cause__
-        return error.message + (f"\n{describe_fault(cause)}" if isinstance(cause, Exception) else "")
-    text = (
-        (error.strerror or "") if isinstance(error, OSError) else str(error) if isinstance(error, RuntimeError) else ""
-    )
-    frames = "".join(traceback.format_tb(error.__traceback__)).rstrip()
-    return f"{type(error).__name__} {text}".rstrip() + (f"\n{frames}" if frames else "")

@@ -2,6 +2,7 @@
 makes it in the background.
 
     TrainTask + payload -> base model (kept loaded) -> checks without data -> LocalTrainer -> payload of the result
+    EvaluateTask + payload -> the same, on held-out patients -> noisy sums of scores
 
 | the task's                   | is compared with                                    | else                  |
 | ---------------------------- | --------------------------------------------------- | --------------------- |
@@ -23,15 +24,17 @@ from collections.abc import Callable
 
 from fedmed.data.manifest import Manifest
 from fedmed.errors import ModelError, PrivacyError
-from fedmed.messages import TrainTask, sha256_hex
+from fedmed.messages import EvaluateTask, TrainTask, sha256_hex
 from fedmed.models.base import load_base
 from fedmed.models.encoding import State, decode_state, encode_change, encode_parts, feeds_back, sends_changes
 from fedmed.models.kinds import kind_of
+from fedmed.privacy.patient_scores import NoisyScores, noisy_scores
 from fedmed.privacy.random import InsecureSeededRandom, RandomSource, SecureRandom
 from fedmed.training.adapted import AdaptedBase
 from fedmed.training.local_round import LocalTrainer
 from fedmed.training.steps import RoundPlan
 from hospital_client.consent import Withdrawals
+from hospital_client.held_out import Score
 from hospital_client.kept import KeptStore
 from hospital_client.personal import ASIDE, pack, read_tensors
 from hospital_client.release import TaskMismatch, Trained
@@ -51,20 +54,24 @@ class SiteTrainer:
 
     Args:
         folder: the site's settings.
-        manifest: its data.
+        manifest: its data; held_out: other patients, who are not trained on.
         load: a base model's place, device and dtype -> the model; benchmarks let many sites share one.
 
     Raises:
         ModelError: the first base model cannot be loaded.
     """
 
-    def __init__(self, folder: SiteFolder, manifest: Manifest, load: LoadBase = load_own) -> None:
+    def __init__(
+        self, folder: SiteFolder, manifest: Manifest, load: LoadBase = load_own, held_out: Manifest | None = None
+    ) -> None:
         self._folder = folder
         self._load_base = load
         self._manifest = manifest
         self._random = SecureRandom()
         self._kept = KeptStore(folder.root / "kept")
         self._withdrawn = Withdrawals(folder.consent, manifest.pseudonyms(folder.key))
+        self._held_out = held_out
+        self._held_out_gone = Withdrawals(folder.consent, held_out.pseudonyms(folder.key) if held_out else ())
         self._load(next(iter(folder.settings.base_models)))
 
     def prepare(self, task: TrainTask, payload: memoryview, lot_size: float) -> TrainRound:
@@ -86,9 +93,10 @@ class SiteTrainer:
             parts=task.parts,
             selection=task.selection,
         )
-        incoming = self._check_adapter(plan, task, payload, own := self._own_tensors(task, plan.personal))
+        own = self._own_tensors(task.run, task.round, plan.personal)
+        incoming = self._check_adapter(plan, task, payload, own)
         state, lost = incoming | own, self._lost(task)
-        local, random = self._local, self._random_of(task)
+        local, random = self._local, self._random_of(task.privacy.insecure_noise_seed, str(task.round))
 
         def train_round(should_stop: ShouldStop) -> Trained:
             counts = local.count(plan, state, task.init_seed, should_stop, random)
@@ -105,14 +113,44 @@ class SiteTrainer:
 
         return train_round
 
-    def _random_of(self, task: TrainTask) -> RandomSource:
+    def prepare_evaluation(self, task: EvaluateTask, payload: memoryview) -> Score:
+        """Checks the task against model and adapter; the returned call scores. See hospital_client.held_out.Evaluator."""
+        self._held_out_gone()  # as in `prepare`
+        self._choose_base(task)
+        own = self._own_tensors(task.run, task.round + 1, task.personal)
+        try:
+            incoming = decode_state(payload, task.dtype)
+            lacking = self._local.lacking(task, incoming | own, task.init_seed)
+        except ModelError as error:  # names tensors, layers and hashes: nothing of the site
+            raise TaskMismatch(error.message, error.hint) from error
+        _require_whole(incoming, lacking, task.personal, task.frozen_sha256)
+        local, held_out, privacy = self._local, self._held_out, task.privacy
+        random = self._random_of(privacy.insecure_noise_seed, f"evaluation {task.round}")
+
+        def score(should_stop: ShouldStop) -> NoisyScores:
+            assert held_out is not None  # noqa: S101  the site asks for nothing where there is none
+            patients = local.score(
+                task,
+                incoming | own,
+                task.init_seed,
+                held_out,
+                physical_batch=self._folder.settings.physical_batch,
+                max_new_tokens=task.max_new_tokens,
+                should_stop=should_stop,
+                withdrawn=self._held_out_gone,
+            )
+            return noisy_scores(task.scores, patients, privacy.noise_multiplier, random)
+
+        return score
+
+    def _random_of(self, seed: int, what: str) -> RandomSource:
         """The secure source; only a task that the policy let through with a test seed gets a repeatable one."""
-        if task.privacy.insecure_noise_seed < 0:
+        if seed < 0:
             return self._random
-        mixed = f"{task.privacy.insecure_noise_seed} {task.round} {self._folder.settings.name}"
+        mixed = f"{seed} {what} {self._folder.settings.name}"
         return InsecureSeededRandom(int(sha256_hex(mixed.encode()), 16))
 
-    def _choose_base(self, task: TrainTask) -> None:
+    def _choose_base(self, task: TrainTask | EvaluateTask) -> None:
         """Has the task's base model loaded, and its hash compared."""
         names = self._folder.settings.base_models
         if task.base_model in names and task.base_model != self.base_name:
@@ -124,9 +162,9 @@ class SiteTrainer:
                 "give site and consortium the same checkpoint, and site.yaml its name",
             )
 
-    def _own_tensors(self, task: TrainTask, personal: tuple[str, ...]) -> State:
-        """The site's personal tensors as its last round of the run left them; none before the first."""
-        path = self._kept.before(task.run, task.round) if personal else None
+    def _own_tensors(self, run: str, before: int, personal: tuple[str, ...]) -> State:
+        """The site's personal tensors as its last round of the run before that one left them; none before the first."""
+        path = self._kept.before(run, before) if personal else None
         state = {} if path is None else read_tensors(path)
         return {key: value for key, value in state.items() if kind_of(key) in personal and not key.startswith(ASIDE)}
 
@@ -143,10 +181,7 @@ class SiteTrainer:
             lacking = self._local.check(plan, incoming | own, task.init_seed)
         except (ModelError, PrivacyError) as error:  # names tensors, layers and hashes: nothing of the site
             raise TaskMismatch(error.message, error.hint) from error
-        if stray := [key for key in incoming if kind_of(key) in plan.personal]:
-            raise TaskMismatch(f"the task's adapter holds {stray[0]} ({len(stray)} such), which it leaves to the site")
-        if lacking and not plan.frozen_sha256:
-            raise TaskMismatch(f"the task's adapter lacks {len(lacking)} tensors and has no frozen_sha256 for them")
+        _require_whole(incoming, lacking, plan.personal, plan.frozen_sha256)
         if sends_changes(task.dtype) and (asked := [key for key in lacking if kind_of(key) in task.returned]):
             raise TaskMismatch(
                 f"the task asks for the change of {asked[0]} ({len(asked)} such), which it does not send"
@@ -158,3 +193,11 @@ class SiteTrainer:
         base = self._load_base(self._folder.base_place(name), settings.device, settings.base_dtype)
         self._local = LocalTrainer(base, self._manifest, self._random, withdrawn=self._withdrawn)
         self.base_name, self.base_sha256 = name, base.base.sha256
+
+
+def _require_whole(incoming: State, lacking: list[str], personal: tuple[str, ...], frozen_sha256: str) -> None:
+    """Raises TaskMismatch when what comes in, what the site has and what follows from the seed do not make one adapter."""
+    if stray := [key for key in incoming if kind_of(key) in personal]:
+        raise TaskMismatch(f"the task's adapter holds {stray[0]} ({len(stray)} such), which it leaves to the site")
+    if lacking and not frozen_sha256:
+        raise TaskMismatch(f"the task's adapter lacks {len(lacking)} tensors and has no frozen_sha256 for them")

@@ -1,6 +1,6 @@
 """The round loop: one exchange a round, replies folded in as they arrive, each round committed whole or not at all.
 
-    join -> [ task -> exchange -> check each reply -> fold -> finish -> evaluate -> commit ] x rounds
+    join -> [ task -> exchange -> check each reply -> fold -> finish -> evaluate -> commit ] x rounds -> held-out scores
 
     >>> exchange = LocalExchange(sites)                                                     # doctest: +SKIP
     >>> run_federation(experiment, exchange, store, evaluate, events, initial, base.sha256) # doctest: +SKIP
@@ -33,7 +33,9 @@ from torch import Tensor
 from aggregator.aggregation.mean import layout, select
 from aggregator.aggregation.run import Aggregation
 from aggregator.joining.admitted import standing_warnings, why_absent
+from aggregator.rounds.ask_sites import Asking
 from aggregator.rounds.current import CurrentRound, Order, local_accuracy, site_report
+from aggregator.rounds.evaluation import evaluation_due
 from aggregator.rounds.exchange import Exchange, Reply
 from aggregator.rounds.presence import Presence
 from aggregator.rounds.roster import Roster
@@ -97,6 +99,10 @@ def run_federation(
                 federation.roster.join()
                 joined = True
             federation.run_round(place)
+        if evaluation_due(experiment, store):
+            if not joined:
+                federation.roster.join()
+            federation.evaluate_at_sites()
 
 
 class Federation:
@@ -190,6 +196,12 @@ class Federation:
         if verdict.keep is not None:
             state = self._store.stored(verdict.keep)
         self._commit(current, state, skipped, time.monotonic() - begin, verdict)
+
+    def evaluate_at_sites(self) -> None:
+        """The federated evaluation of the last round's adapter, committed: see aggregator/rounds/evaluation.py."""
+        run, base = self._run, self._base_sha256
+        parts = (self._experiment, self._aggregation, self._exchange, self.roster, self._store, self._events)
+        Asking(*parts, run, base).ask()
 
     def _judge(self, place: Place) -> Verdict:
         """The verdict on the round just trained; where it names an earlier one, that one's scores and memory are the present."""

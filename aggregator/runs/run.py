@@ -13,6 +13,7 @@ needs torch, PEFT and MLflow, which take seconds to import: it is imported while
 | -------------------------------------- | -------------------------------------------------------------------------------- |
 | rounds are missing                     | the federation is started on the same folder, and goes on after the last round   |
 | a site finished training meanwhile     | it is given the same task, and hands its stored result over: nothing is spent    |
+| the sites' evaluation alone is missing | the same, for that                                                               |
 | no round is missing                    | concluded again: the same version, a new report                                  |
 | another `fedmed` works on the folder   | FederationError naming its process                                               |
 | a killed `fedmed run` left processes   | they are ended first; with --superlink, a server app at work is followed         |
@@ -30,6 +31,7 @@ from rich.console import Console
 
 from aggregator.registry import open_registry
 from aggregator.registry.mirror import Mirror
+from aggregator.rounds.evaluation import evaluation_due
 from aggregator.rounds.stages import next_place
 from aggregator.rounds.store import RoundStore
 from aggregator.runs import prepare
@@ -92,7 +94,8 @@ def resume_run(
         if left := end_leftovers(folder):
             console.print(f"ended what an earlier start had left running: {', '.join(left)}", highlight=False)
         records = RoundStore(folder / "rounds").records()
-        if records and next_place(experiment.plan, records) is None:
+        rounds_done = bool(records) and next_place(experiment.plan, records) is None
+        if rounds_done and not evaluation_due(experiment, RoundStore(folder / "rounds")):
             return _conclude(folder, console)
         if not superlink and not (folder / "sites").is_dir():
             raise FederationError(

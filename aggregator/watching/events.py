@@ -20,6 +20,8 @@ about the ServerApp itself, by `fedmed run` and `resume`.
 | warning         | round, message                             | once a round: what a person must mend |
 | round_committed | round, accuracy, replies, skipped, seconds | the round is on disk                  |
 | judged          | round, stage, verdict                      | with an earlier adapter: see stages   |
+| evaluation_started | round, sites, deadline_s                | the sites are asked for held-out scores |
+| evaluated       | round, scores, replies                     | what they answered is on disk         |
 | interrupted     | message                                    | the server app lost its SuperLink     |
 | restarting      | message, wait_s, attempt, limit            | the server app is gone and comes back |
 | resumed         | round, rounds                              | a restarted run goes on after `round` |
@@ -51,6 +53,8 @@ KINDS = frozenset(
         "warning",
         "round_committed",
         "judged",
+        "evaluation_started",
+        "evaluated",
         "interrupted",
         "restarting",
         "resumed",

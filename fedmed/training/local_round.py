@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from peft import PeftModel
@@ -53,15 +53,28 @@ from fedmed.models.kinds import kind_of
 from fedmed.models.prompts import adapted_processor
 from fedmed.privacy.counts import NoisyCounts
 from fedmed.privacy.mechanism import Mechanism
+from fedmed.privacy.patient_scores import PatientScores
 from fedmed.privacy.random import RandomSource
 from fedmed.training.adapted import AdaptedBase
 from fedmed.training.batches import EncodedExamples
 from fedmed.training.device_memory import PhysicalBatch
+from fedmed.training.held_out import score_patients
 from fedmed.training.local_evaluation import count_right
 from fedmed.training.optimizers import begin_round, make_optimizer
 from fedmed.training.patient_gradients import PatientGradients
 from fedmed.training.selection import selected_records
 from fedmed.training.steps import RoundPlan, Steps
+
+
+class AdapterShape(Protocol):
+    """What is known of an adapter before its tensors are: see RoundPlan."""
+
+    @property
+    def lora(self) -> LoraSpec: ...
+    @property
+    def frozen_sha256(self) -> str: ...
+    @property
+    def personal(self) -> tuple[str, ...]: ...
 
 
 class LocalTrainer:
@@ -167,6 +180,37 @@ class LocalTrainer:
         examples = self._examples_for(plan.lora)
         return count_right(plan, model, examples, patients, source, batch, should_stop, self._withdrawn)
 
+    def lacking(self, shape: AdapterShape, state: Mapping[str, Tensor], init_seed: int) -> list[str]:
+        """All that `score` can refuse before it reads a record. Returns and raises as `check`, of no training."""
+        model = self._prepare(shape, state, init_seed)
+        return [key for key in adapter_parameters(model) if key not in state and kind_of(key) not in shape.personal]
+
+    def score(
+        self,
+        shape: AdapterShape,
+        state: Mapping[str, Tensor],
+        init_seed: int,
+        held_out: Manifest,
+        *,
+        physical_batch: int,
+        max_new_tokens: int,
+        should_stop: Callable[[], bool] = bool,
+        withdrawn: Callable[[], Collection[int]] = frozenset,
+    ) -> list[PatientScores]:
+        """How well `state` answers each of other patients than those that are trained on: see fedmed.training.held_out.
+
+        Args and Raises: as `train`, and `score_patients`.
+        """
+        return score_patients(
+            self._prepare(shape, state, init_seed),
+            adapted_processor(self._base.base, shape.lora),
+            held_out,
+            batch=PhysicalBatch(physical_batch),
+            max_new_tokens=max_new_tokens,
+            should_stop=should_stop,
+            withdrawn=withdrawn,
+        )
+
     def _examples_for(self, spec: LoraSpec) -> EncodedExamples:
         """The site's examples with prompts for this adapter; encoded again only where its virtual tokens are others."""
         if self._examples is None or self._examples[0] != spec.virtual_tokens:
@@ -205,7 +249,7 @@ class LocalTrainer:
             raise ModelError(f"parts={list(plan.parts)}: the adapter has no tensor to train in them")
         return model, parameters
 
-    def _prepare(self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int) -> PeftModel:
+    def _prepare(self, plan: AdapterShape, state: Mapping[str, Tensor], init_seed: int) -> PeftModel:
         model = self._base.take(plan.lora, init_seed)
         reset_adapter(model, init_seed)
         load_adapter_state(model, state)

@@ -19,12 +19,13 @@ from fedmed.data.manifest import Manifest
 from fedmed.errors import FederationError, FedMedError
 from fedmed.messages import TrainTask
 from hospital_client.daemon import run_daemon
+from hospital_client.fakes import NoEvaluator
 from hospital_client.release import Trained
 from hospital_client.settings import SiteFolder, load_site
 from hospital_client.site import ShouldStop, TrainRound
 
 
-class HoldingTrainer:
+class HoldingTrainer(NoEvaluator):
     """Waits in the middle of a round as long as a file is there. Its base model is the first that the policy allows."""
 
     base_name = "fedmed-tiny"
@@ -58,7 +59,7 @@ class HoldingTrainer:
             file.write(word + "\n")
 
 
-def make_trainer(folder: SiteFolder, manifest: Manifest) -> HoldingTrainer:
+def make_trainer(folder: SiteFolder, manifest: Manifest, held_out: Manifest | None) -> HoldingTrainer:
     return HoldingTrainer(folder)
 
 

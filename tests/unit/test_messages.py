@@ -89,7 +89,7 @@ def test_a_flipped_payload_byte_is_noticed() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"protocol": 1}, "protocol 1.*speaks 4"),
+        ({"protocol": 1}, "protocol 1.*speaks 5"),
         ({"type": "pickle"}, "unknown message type"),
         ({"extra": 1}, "unknown keys.*extra"),
         ({"run": None}, "lacks the keys.*run"),

@@ -13,7 +13,18 @@ import pytest
 
 from fedmed.data.manifest import load_manifest, write_manifest
 from fedmed.data.phantom import phantom_examples
-from fedmed.messages import DescribeTask, Message, Refusal, SiteInfo, TrainResult, TrainTask, decode, encode
+from fedmed.messages import (
+    DescribeTask,
+    EvaluateResult,
+    EvaluateTask,
+    Message,
+    Refusal,
+    SiteInfo,
+    TrainResult,
+    TrainTask,
+    decode,
+    encode,
+)
 from fedmed.privacy.counts import NoisyCounts
 from fedmed.wire.site_pb2 import StatusReply
 from hospital_client.audit import Audit
@@ -25,7 +36,7 @@ from hospital_client.results import ResultStore
 from hospital_client.site import Cohort, ShouldStop, Site, TrainRound
 
 ROOT = Path(__file__).parents[3]
-TASKS = (DescribeTask, TrainTask)  # what comes in; everything else in the contract goes out
+TASKS = (DescribeTask, TrainTask, EvaluateTask)  # what comes in; everything else in the contract goes out
 NOISY = {Source.MECHANISM, Source.ACCOUNTED_COUNT, Source.KEYED_HASH}
 REPLIES = [kind for kind in typing.get_args(Message) if kind not in TASKS]
 
@@ -121,7 +132,7 @@ def test_every_field_of_every_outgoing_message_has_a_source(kind: type) -> None:
 
 def test_the_table_holds_no_other_message() -> None:
     assert set(RELEASED) == {*REPLIES, StatusReply}
-    assert set(REPLIES) == {SiteInfo, TrainResult, Refusal}
+    assert set(REPLIES) == {SiteInfo, TrainResult, EvaluateResult, Refusal}
 
 
 def test_a_frame_holds_the_fields_of_the_table_and_the_constants_of_the_wire(tmp_path: Path) -> None:

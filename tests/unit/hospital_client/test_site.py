@@ -114,7 +114,7 @@ def test_a_result_stored_before_a_crash_is_sent_and_its_commit_finished(bench: B
     Ledger.create(files)
     site = bench.start()
     task = example_task()
-    site._reserve(task, sha256_hex(frame))
+    site._begin(site.cohort, site._cost_of_training(task, sha256_hex(frame)), "trains")
     assert site.handle(frame) == first
     assert site.ledger.entries.open_reservation(sha256_hex(frame)) is None
     assert site.epsilon_spent() == pytest.approx(1.0)

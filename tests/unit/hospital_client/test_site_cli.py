@@ -72,7 +72,7 @@ def test_check_is_happy_with_a_good_site(site: Path) -> None:
     result = run("check", site)
     assert result.exit_code == 0, result.output
     assert "25 patients" in result.output
-    assert result.output.count("ok ") == 8
+    assert result.output.count("ok ") == 9
 
 
 @pytest.mark.parametrize(
