@@ -62,7 +62,7 @@ class Mirror:
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Takes in one of the run's events; returns at once."""
-        if event.get("kind") == "round_committed":
+        if event.get("kind") in ("round_committed", "evaluated"):
             self._outbox.fill()
             self._wanted.set()
 

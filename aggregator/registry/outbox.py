@@ -13,6 +13,7 @@ is sent, and the registry notes its name with what was sent: cut off in between,
 | entry     | what is sent                                           | what keeps it single in the registry              |
 | --------- | ------------------------------------------------------ | ------------------------------------------------- |
 | round/N   | the round's points: accuracy, bytes, seconds, epsilons | the run's tag fedmed.logged/round/N               |
+| held_out  | the federated evaluation's scores                      | the run's tag fedmed.logged/held_out              |
 | version   | the merged model, its report, and the gate's decision  | the version's tags fedmed.key and gate            |
 
 | what happens                               | what follows                                                        |
@@ -35,13 +36,14 @@ from typing import Any
 
 from aggregator.registry import Registry, Version
 from aggregator.registry.publish import publish
-from aggregator.registry.story import open_run, round_points
+from aggregator.registry.story import evaluation_points, open_run, round_points
+from aggregator.rounds.evaluation import evaluated_at, read_evaluation
 from aggregator.rounds.store import RoundStore
 from aggregator.runs.folder import read_experiment
 from fedmed.errors import FederationError
 from fedmed.files import append
 
-VERSION = "version"
+VERSION, HELD_OUT = "version", "held_out"
 _ROUND = "round/"
 
 
@@ -65,9 +67,12 @@ class Outbox:
             return [entry for entry, delivered in self._entries.items() if not delivered]
 
     def fill(self) -> None:
-        """An entry for each committed round that has none."""
-        for record in RoundStore(self.folder / "rounds").records():
+        """An entry for each committed round that has none, and for the federated evaluation."""
+        records = RoundStore(self.folder / "rounds").records()
+        for record in records:
             self.add(f"{_ROUND}{record.round}")
+        if records and read_evaluation(self.folder / "rounds", records[-1]) is not None:
+            self.add(HELD_OUT)
 
     def add(self, entry: str) -> None:
         """An entry to be delivered; one that is there already is left alone.
@@ -102,9 +107,9 @@ class Outbox:
 
 
 def deliver_rounds(outbox: Outbox, registry: Registry) -> int:
-    """Sends the waiting rounds' points; returns how many rounds. Raises RegistryError; the rest then waits on."""
+    """Sends what waits of rounds and evaluation; returns how many rounds. Raises RegistryError; the rest then waits on."""
     folder, sent = outbox.folder, 0
-    entries = [entry for entry in outbox.pending() if entry.startswith(_ROUND)]
+    entries = [entry for entry in outbox.pending() if entry.startswith(_ROUND) or entry == HELD_OUT]
     if not entries:
         return 0
     run, store = open_run(folder, read_experiment(folder)), RoundStore(folder / "rounds")
@@ -114,6 +119,10 @@ def deliver_rounds(outbox: Outbox, registry: Registry) -> int:
             registry.log(run, entry, list(round_points(record, store.committed_at(record.round))))
             outbox.note(entry)
             sent += 1
+    found = read_evaluation(store.folder, store.last())
+    if HELD_OUT in entries and found is not None:
+        registry.log(run, HELD_OUT, list(evaluation_points(found, evaluated_at(store.folder))))
+        outbox.note(HELD_OUT)
     return sent
 
 
@@ -142,6 +151,7 @@ def sent(waited: Sequence[str]) -> str:
     """
     rounds = sum(entry.startswith(_ROUND) for entry in waited)
     parts = [f"{rounds} round{'s' if rounds > 1 else ''}"] if rounds else []
+    parts += ["the held-out scores"] if HELD_OUT in waited else []
     parts += ["the version"] if VERSION in waited else []
     return f"sent what had waited: {' and '.join(parts)}" if parts else "nothing had waited"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from aggregator.registry import Metric, RunInfo
 from aggregator.registry.model_folder import read_manifest
+from aggregator.rounds.evaluation import EvaluationRecord, evaluated_at, read_evaluation, told_scores
 from aggregator.rounds.store import RoundRecord, RoundStore
 from aggregator.runs.folder import RUN_FILE
 from fedmed.config import Experiment, to_dict
@@ -43,8 +44,11 @@ def run_info(run_dir: Path, experiment: Experiment, report: Mapping[str, Any], m
 
 
 def curves(store: RoundStore) -> list[Metric]:
-    """The points of every committed round."""
-    return [point for record in store.records() for point in round_points(record, store.committed_at(record.round))]
+    """The points of every committed round, and of the federated evaluation."""
+    points = [point for record in store.records() for point in round_points(record, store.committed_at(record.round))]
+    if (found := read_evaluation(store.folder, store.last())) is not None:
+        points += evaluation_points(found, evaluated_at(store.folder))
+    return points
 
 
 def round_points(record: RoundRecord, at: float) -> Iterator[Metric]:
@@ -65,6 +69,15 @@ def round_points(record: RoundRecord, at: float) -> Iterator[Metric]:
     for reply in record.replies:
         if math.isfinite(reply.epsilon) and reply.epsilon >= 0:  # below 0: no bound
             yield Metric(f"epsilon/{reply.site}", reply.epsilon, record.round, at)
+
+
+def evaluation_points(record: EvaluationRecord, at: float) -> Iterator[Metric]:
+    """What the federated evaluation adds: of each score that can be told, of all sites and of each. `at`: seconds since 1970."""
+    for item in told_scores(record):
+        for where, own in {"": item.all, **{f"/{site}": told for site, told in item.sites.items()}}.items():
+            if own.value is not None and own.error is not None:
+                yield Metric(f"held_out/{item.name}{where}", own.value, record.round, at)
+                yield Metric(f"held_out_error/{item.name}{where}", own.error, record.round, at)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ Only committed rounds count, so a report can be built at any time, also of a run
 | a round below the quorum                 | `skipped` true; accuracy is that of the model which stayed       |
 | a site left out                          | its name and reason in that round's `left_out`                   |
 | `privacy: none`, or no finite epsilon    | `epsilon` null and a `warning` that says what it means           |
+| the sites were not asked for scores      | `federated_evaluation` null                                      |
 | registry down, or nothing served         | `registry`, `served` null                                        |
 """
 
@@ -26,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 from aggregator.methods import get_method
 from aggregator.registry import CHAMPION, Version
 from aggregator.registry.model_folder import MANIFEST, read_manifest
+from aggregator.reports.federated import federated_section
+from aggregator.rounds.evaluation import read_evaluation
 from aggregator.rounds.store import RoundRecord, RoundStore, SiteReport
 from aggregator.runs.folder import EVENTS_FILE, PUBLIC, RUN_FILE
 from aggregator.watching.events import read_events
@@ -92,6 +95,7 @@ def build_report(
         "zero_shot_accuracy": _accuracy(first.scores),
         "final_accuracy": _accuracy(last.scores),
         "majority_accuracy": _rounded(last.scores.majority_accuracy) if last.scores else None,
+        "federated_evaluation": federated_section(read_evaluation(run_dir / "rounds", last)),
         "scores": {"before": _scores(first.scores), "after": _scores(last.scores)},
         "adapter_sha256": last.adapter_sha256,
         "registry": registry_entry(version) if version else None,

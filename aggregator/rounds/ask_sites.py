@@ -1,6 +1,8 @@
-"""Asks the sites for the federated evaluation of the last round's adapter, and commits what comes. See aggregator/rounds/evaluation.py.
+"""Asks the sites for the federated evaluation of the last round's adapter, and commits what comes.
 
-evaluate_at_sites(experiment, aggregation, exchange, roster, store, events, run, base_sha256)
+    Asking(experiment, aggregation, exchange, roster, store, events, run, base_sha256, privacy).ask() -> EvaluationRecord
+
+What happens when: aggregator/rounds/evaluation.py.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from aggregator.rounds.evaluation import (
     SiteSums,
     check_answer,
     commit_evaluation,
-    plan_evaluation,
     release_cost,
     told_scores,
 )
@@ -47,22 +48,22 @@ class Asking:
     events: EventLog
     run: str
     base_sha256: str
+    privacy: ReleaseSpec
 
     def ask(self) -> EvaluationRecord:
         """Asks, waits at most federation.deadline_s, and commits.
 
         Raises:
             FederationError: the disk does not take it.
-            PrivacyError: no noise reaches evaluation.epsilon.
         """
         begin, last = time.monotonic(), self.store.last()
         assert last is not None  # noqa: S101  the rounds are over
-        privacy, deadline_s = plan_evaluation(self.experiment), self.experiment.federation.deadline_s
+        privacy, deadline_s = self.privacy, self.experiment.federation.deadline_s
         state = self.store.stored(last.round)
         nodes = self.roster.ready()
         names = sorted(nodes.values())
         self.events.emit("evaluation_started", round=last.round, sites=names, deadline_s=deadline_s)
-        orders = {rank: self._order(state, rank, last.round, privacy) for rank in {self._rank(site) for site in names}}
+        orders = {rank: self._order(state, rank, last.round) for rank in {self._rank(site) for site in names}}
         sent = {node: orders[self._rank(site)] for node, site in nodes.items()}
         replies: list[SiteSums] = []
         left_out = {
@@ -98,9 +99,7 @@ class Asking:
     def _rank(self, site: str) -> int:
         return self.experiment.federation.site_ranks.get(site, self.experiment.lora.rank)
 
-    def _order(
-        self, state: Mapping[str, Tensor], rank: int, number: int, privacy: ReleaseSpec
-    ) -> tuple[EvaluateTask, bytes]:
+    def _order(self, state: Mapping[str, Tensor], rank: int, number: int) -> tuple[EvaluateTask, bytes]:
         """The task for sites of a rank, and its frame; the same bytes after a restart."""
         method, lora = self.aggregation.method, self.experiment.lora
         adapter = self.aggregation.for_site(state, rank)
@@ -116,7 +115,7 @@ class Asking:
             frozen_sha256=state_sha256(frozen) if frozen else "",
             personal=method.personal,
             dtype=self.experiment.federation.wire_dtype,
-            privacy=privacy,
+            privacy=self.privacy,
             scores=self.experiment.evaluation.scores,
             max_new_tokens=self.experiment.evaluation.max_new_tokens,
         )

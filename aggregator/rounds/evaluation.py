@@ -128,6 +128,11 @@ def read_evaluation(rounds: Path, last: RoundRecord | None) -> EvaluationRecord 
     return record if last is not None and record.adapter_sha256 == last.adapter_sha256 else None
 
 
+def evaluated_at(rounds: Path) -> float:
+    """When it was committed, in seconds since 1970."""
+    return (rounds / EVALUATION_FILE).stat().st_mtime
+
+
 def commit_evaluation(rounds: Path, record: EvaluationRecord) -> None:
     """On disk, whole, when this returns. Raises FederationError when the disk does not take it."""
     try:

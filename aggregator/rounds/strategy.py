@@ -35,7 +35,7 @@ from aggregator.aggregation.run import Aggregation
 from aggregator.joining.admitted import standing_warnings, why_absent
 from aggregator.rounds.ask_sites import Asking
 from aggregator.rounds.current import CurrentRound, Order, local_accuracy, site_report
-from aggregator.rounds.evaluation import evaluation_due
+from aggregator.rounds.evaluation import evaluation_due, plan_evaluation
 from aggregator.rounds.exchange import Exchange, Reply
 from aggregator.rounds.presence import Presence
 from aggregator.rounds.roster import Roster
@@ -126,6 +126,7 @@ class Federation:
         self._base_sha256 = base_sha256
         self._aggregation = Aggregation(experiment)
         self._privacy = plan_privacy(experiment)
+        self._release = plan_evaluation(experiment) if experiment.evaluation.federated else None
         self._scores: Scores | None = None
         self._val_scores: Scores | None = None
         self._memory: State = {}
@@ -199,9 +200,9 @@ class Federation:
 
     def evaluate_at_sites(self) -> None:
         """The federated evaluation of the last round's adapter, committed: see aggregator/rounds/evaluation.py."""
-        run, base = self._run, self._base_sha256
+        assert self._release is not None  # noqa: S101  asked for
         parts = (self._experiment, self._aggregation, self._exchange, self.roster, self._store, self._events)
-        Asking(*parts, run, base).ask()
+        Asking(*parts, self._run, self._base_sha256, self._release).ask()
 
     def _judge(self, place: Place) -> Verdict:
         """The verdict on the round just trained; where it names an earlier one, that one's scores and memory are the present."""

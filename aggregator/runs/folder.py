@@ -14,6 +14,7 @@ from fedmed.config import Experiment, parse_experiment
 from fedmed.errors import FederationError
 
 EXPERIMENT_FILE, RUN_FILE, EVENTS_FILE = "experiment.json", "run.json", "events.jsonl"
+HELD_OUT = "held_out"  # in a local site's folder: the manifest of patients who are not trained on
 PUBLIC, VALIDATION = "public", "validation"  # manifests of public splits
 
 

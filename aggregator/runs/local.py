@@ -25,6 +25,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aggregator.rounds.evaluation import plan_evaluation, release_cost
+from aggregator.runs.folder import HELD_OUT
 from aggregator.runs.processes import Managed, ProcessGroup
 from aggregator.superlink.launcher import SUPERLINK, Superlink, flower_env, start_superlink, without_credentials
 from fedmed.config import Experiment
@@ -150,7 +152,7 @@ def _init_command(experiment: Experiment, folder: Path, site: str, sockets: Path
     """`fedmed-site init` with a policy that allows this experiment and no more privacy loss than it plans."""
     base = experiment.base_model.name
     checkpoint = checkpoint_path(base)
-    budget = experiment.privacy.epsilon if experiment.privacy.mode == "dp" else 1e9
+    budget = _budget(experiment)
     settings = [
         f"site.device={experiment.device}",
         f"site.physical_batch={PHYSICAL_BATCH if base == EMBEDDED else 32}",
@@ -164,7 +166,8 @@ def _init_command(experiment: Experiment, folder: Path, site: str, sockets: Path
         f"policy.min_patients={MIN_PATIENTS}",
         f"policy.allow_no_privacy={str(experiment.privacy.mode == 'none').lower()}",
         f"policy.allow_insecure_noise={str(experiment.privacy.insecure_noise_seed >= 0).lower()}",
-        *_metrics_settings(experiment.privacy.metrics_noise_multiplier),
+        *_metrics_settings(experiment),
+        *([f"site.held_out={folder / HELD_OUT}"] if (folder / HELD_OUT).is_dir() else []),
         # Who shares the patients out knows how many each site got: there is nothing to hide from oneself.
         "policy.patient_count=rounded",
     ]
@@ -180,11 +183,21 @@ def _init_command(experiment: Experiment, folder: Path, site: str, sockets: Path
     return command
 
 
-def _metrics_settings(noise_multiplier: float) -> list[str]:
-    """Allows the evaluation counts that the experiment asks for, and no less noisy ones."""
-    if not noise_multiplier:
-        return []
-    return ["policy.allow_metrics=true", f"policy.min_metrics_noise_multiplier={noise_multiplier}"]
+def _budget(experiment: Experiment) -> float:
+    """What the run costs whoever of a site's patients loses most: those who are trained on, or the held-out ones."""
+    if experiment.privacy.mode != "dp":
+        return 1e9
+    asked = plan_evaluation(experiment) if experiment.evaluation.federated else None
+    return max(experiment.privacy.epsilon, (release_cost(asked) if asked else None) or 0.0)
+
+
+def _metrics_settings(experiment: Experiment) -> list[str]:
+    """Allows the evaluation counts and the held-out scores that the experiment asks for, and no less noisy ones."""
+    noises = [experiment.privacy.metrics_noise_multiplier]
+    if experiment.evaluation.federated:
+        noises.append(plan_evaluation(experiment).noise_multiplier)
+    allowed = ["policy.allow_metrics=true"] if experiment.evaluation.federated or any(noises) else []
+    return allowed + ([f"policy.min_metrics_noise_multiplier={min(filter(None, noises))}"] if any(noises) else [])
 
 
 def _site_command(command: str) -> Sequence[str]:

@@ -5,6 +5,7 @@
     runs/NAME/public/           manifest of the public test set; the aggregator scores every round on it
     runs/NAME/validation/       of the public validation split, where a stage is judged by it (see aggregator/rounds/stages.py)
     runs/NAME/sites/SITE/data/  manifest of a hospital; nothing outside the site's daemon reads it
+    runs/NAME/sites/SITE/held_out/  of its patients who are not trained on, where partition.held_out says so
 
 An older run of the same name is moved aside to NAME.1, NAME.2, ..., never overwritten.
 """
@@ -17,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator.runs.folder import EXPERIMENT_FILE, PUBLIC, VALIDATION
+from aggregator.runs.folder import EXPERIMENT_FILE, HELD_OUT, PUBLIC, VALIDATION
 from aggregator.runs.locks import COMMAND_LOCK, SERVER_LOCK, hold
 from fedmed.config import Experiment, to_dict
 from fedmed.data.manifest import Manifest, write_manifest
-from fedmed.data.partition import partition
+from fedmed.data.partition import hold_out, partition
 from fedmed.data.schema import Example
 from fedmed.data.sources import load_source
 from fedmed.errors import DataError
@@ -80,7 +81,11 @@ def write_data(experiment: Experiment, folder: Path, *, with_sites: bool = True)
     if with_sites:
         rule = experiment.partition
         parts = partition(source.train, rule.sites, rule.scheme, rule.field, rule.alpha, experiment.seed)
-        sites = {site: write_manifest(folder / "sites" / site / "data", part) for site, part in parts.items()}
+        for site, part in parts.items():
+            train, held_out = hold_out(part, rule.held_out, experiment.seed)
+            sites[site] = write_manifest(folder / "sites" / site / "data", train)
+            if held_out:
+                write_manifest(folder / "sites" / site / HELD_OUT, held_out)
     return PreparedData(sites, public, source.name, source.notes)
 
 

@@ -32,6 +32,7 @@ from fedmed.config import Experiment
 _STYLES = {
     "waited for": "yellow",
     "training": "cyan",
+    "evaluating": "cyan",
     "replied": "green",
     "joined": "green",
     "left out": "red",
@@ -175,7 +176,20 @@ def _summary_rows(report: Mapping[str, Any], folder: Path) -> list[tuple[str, st
         truth = f", expected {served['expected']!r}" if "expected" in served else ""
         rows.append(("asked", served["question"]))
         rows.append(("answer", f"{served['answer']!r}{truth}, {duration(served['latency_s'])}"))
+    rows += _held_out_rows(report["federated_evaluation"])
     return [*rows, ("report", str(folder / "report.html"))]
+
+
+def _held_out_rows(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """One line a score of the hospitals' held-out patients."""
+    rows = []
+    for score in found["scores"] if found else []:
+        text = "too few to tell"
+        if score["value"] is not None:
+            text = f"{percent(score['value'])} +- {percent(score['error'])}"
+        worst = f"; worst site {score['worst_site']} {percent(score['worst'])}" if score["worst_site"] else ""
+        rows.append(("held out", f"{score['name']} {text}{worst}"))
+    return rows
 
 
 def _sites_table(progress: Progress, budget: float | None) -> Table:

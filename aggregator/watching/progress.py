@@ -116,6 +116,17 @@ class Progress:
         if event["accuracy"] is not None:
             self.accuracies.append(event["accuracy"])
 
+    def _on_evaluation_started(self, event: Mapping[str, Any]) -> None:
+        self.state, self.ends = "asking the sites for held-out scores", 0.0
+        for name in event["sites"]:
+            self.site(name).state, self.site(name).detail = "evaluating", ""
+
+    def _on_evaluated(self, event: Mapping[str, Any]) -> None:
+        self.state = "held-out scores committed"
+        for site in self.sites.values():
+            if site.state == "evaluating":
+                site.state = "replied"
+
     def _on_interrupted(self, _: Mapping[str, Any]) -> None:
         self.state, self.ends = "the server app lost its SuperLink", 0.0
 
@@ -181,6 +192,11 @@ def plain_line(event: Mapping[str, Any]) -> str:
     if kind == "judged":
         stage = f"stage {event['stage']}" if event["stage"] else "training"
         return f"round {event['round']}: {stage} ends: {event['verdict']}"
+    if kind == "evaluation_started":
+        return f"held-out patients: asking {', '.join(event['sites']) or 'nobody, no site is here'}"
+    if kind == "evaluated":
+        told = ", ".join(_score_text(name, score) for name, score in event["scores"].items())
+        return f"held-out patients, {event['replies']} sites: {told}"
     if kind == "restarting":
         again = f"starting it again in {event['wait_s']:g} s ({event['attempt']} of {event['limit']})"
         return f"{event['message']}; {again}"
@@ -189,3 +205,10 @@ def plain_line(event: Mapping[str, Any]) -> str:
     if kind == "interrupted":
         return f"the server app lost its SuperLink: {event['message']}"
     return {"finished": "all rounds are committed", "failed": f"failed: {event.get('message')}"}.get(str(kind), "")
+
+
+def _score_text(name: str, score: Mapping[str, Any]) -> str:
+    if score["value"] is None:
+        return f"{name} too few to tell"
+    worst = f" (worst {score['worst_site']} {percent(score['worst'])})" if score["worst_site"] else ""
+    return f"{name} {percent(score['value'])} +- {percent(score['error'])}{worst}"

@@ -67,6 +67,30 @@ def partition(
     return parts
 
 
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """A site's examples in two: to train on, and of `share` of its patients, at least one, held out. All of a patient on one side.
+
+    Args:
+        share: in [0, 1); 0 holds nobody out.
+
+    Raises:
+        DataError: a single patient, of whom nobody is left to train on.
+    """
+    patients = sorted({example.patient for example in examples})
+    if not share:
+        return list(examples), []
+    count = min(max(1, round(share * len(patients))), len(patients) - 1)
+    if count < 1:
+        raise DataError(
+            "partition.held_out: a site has one patient, expected at least two", "set it to 0, or take more data"
+        )
+    chosen = np.random.default_rng(seed).permutation(len(patients))[:count]
+    gone = {patients[index] for index in chosen}
+    return [example for example in examples if example.patient not in gone], [
+        example for example in examples if example.patient in gone
+    ]
+
+
 def _by_value(examples: Sequence[Example], field: str) -> dict[str, list[str]]:
     """Attribute value -> its patients, both sorted."""
     counts: dict[str, Counter[str]] = {}

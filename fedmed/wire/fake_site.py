@@ -5,7 +5,7 @@
     'north'
 
 It answers a TrainTask with the tensors it was sent (those that the task calls trainable), each number `shift` larger, and a
-task that asks for evaluation counts with those of `accuracy`, without noise.
+task that asks for evaluation counts or for scores of held-out patients with those of `accuracy`, without noise.
 As a process of its own it stands in for a site daemon on a unix socket; it prints when it is ready and what it gets:
 
     python -m fedmed.wire.fake_site NAME SOCKET [--shift X] [--delay SECONDS] [--patients N]
@@ -22,8 +22,20 @@ from dataclasses import dataclass
 import grpc
 from safetensors.numpy import load, save
 
-from fedmed.messages import DescribeTask, Refusal, SiteInfo, TrainResult, TrainTask, decode, encode, sha256_hex
+from fedmed.messages import (
+    DescribeTask,
+    EvaluateResult,
+    EvaluateTask,
+    Refusal,
+    SiteInfo,
+    TrainResult,
+    TrainTask,
+    decode,
+    encode,
+    sha256_hex,
+)
 from fedmed.models.kinds import kind_of
+from fedmed.privacy.patient_scores import groups_of
 from fedmed.wire import site_pb2, site_pb2_grpc
 from fedmed.wire.channel import chunks, join
 
@@ -42,11 +54,13 @@ class FakeSite:
         self.tasks: list[int] = []
 
     def handle(self, frame: bytes) -> bytes:
-        """The reply to a DescribeTask or TrainTask; a Refusal to anything else."""
+        """The reply to a DescribeTask, TrainTask or EvaluateTask; a Refusal to anything else."""
         task, payload = decode(frame)
         if isinstance(task, DescribeTask):
             info = SiteInfo(task.run, self.name, "fake", self.num_patients, "0" * 64, 0.0, 10.0)
             return encode(info)
+        if isinstance(task, EvaluateTask):
+            return encode(self._evaluated(task, sha256_hex(frame)))
         if not isinstance(task, TrainTask):
             return encode(Refusal("", 0, self.name, "wire", f"a site takes no {task.type} message", False))
         self.tasks.append(task.round)
@@ -56,6 +70,13 @@ class FakeSite:
     def _train(self, task: TrainTask, payload: memoryview) -> bytes:
         tensors = {name: value for name, value in load(bytes(payload)).items() if kind_of(name) in task.trainable}
         return save({name: value + value.dtype.type(self.shift) for name, value in tensors.items()})
+
+    def _evaluated(self, task: EvaluateTask, task_sha256: str) -> EvaluateResult:
+        patients, groups = float(self.num_patients), groups_of(task.scores)
+        sums = (self.accuracy * patients,) * len(task.scores)
+        return EvaluateResult(
+            task.run, task.round, self.name, task_sha256, task.scores, sums, (patients,) * len(groups)
+        )
 
     def _result(self, task: TrainTask, task_sha256: str) -> TrainResult:
         drawn = task.privacy.sample_rate * self.num_patients if task.privacy.metrics_noise_multiplier else 0.0
