@@ -5,7 +5,7 @@
 | case                                    | in the report                                              |
 | --------------------------------------- | ---------------------------------------------------------- |
 | too few to tell, of a site or of all    | `value`, `error` and `patients` null: never a number       |
-| no site can be told                     | `worst_site`, `worst`, `worst_error` null                  |
+| fewer than two sites can be told        | `worst_site`, `worst`, `worst_error` null                  |
 | without privacy                         | `epsilon` null, `error` 0                                  |
 """
 

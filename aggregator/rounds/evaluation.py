@@ -82,7 +82,7 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True)
 class ToldScore:
-    """One score: over all sites together, of each, and of the worst of those that can be told, "" where none can."""
+    """One score: over all sites together, of each, and of the worst of those that can be told, "" where not two can."""
 
     name: str
     all: Told
@@ -179,5 +179,5 @@ def _told(record: EvaluationRecord, name: str) -> ToldScore:
 
     sites = {reply.site: over([reply]) for reply in record.replies}
     known = {site: own.value for site, own in sites.items() if own.value is not None}
-    worst = min(known, key=lambda site: (known[site], site)) if known else ""
+    worst = min(known, key=lambda site: (known[site], site)) if len(known) > 1 else ""
     return ToldScore(name, over(record.replies), sites, worst)

@@ -35,7 +35,7 @@ from fedmed.config import CONFIG_DIR, load_experiment, parse_experiment, to_dict
 from fedmed.data.manifest import load_manifest, write_manifest
 from fedmed.data.phantom import phantom_examples
 from fedmed.errors import WireError
-from fedmed.messages import DescribeTask, Refusal, TrainResult, TrainTask, decode, encode, sha256_hex
+from fedmed.messages import DescribeTask, EvaluateTask, Refusal, TrainResult, TrainTask, decode, encode, sha256_hex
 from fedmed.models.adapter import decode_state, encode_state
 from fedmed.models.tensor_bytes import to_parts, to_tensors
 from fedmed.typed import parse_file
@@ -44,6 +44,7 @@ from hospital_client.chain import Line, seal
 from hospital_client.fakes import (
     EchoTrainer,
     example_cohort,
+    example_evaluation,
     example_policy,
     example_task,
     journal_files,
@@ -51,7 +52,7 @@ from hospital_client.fakes import (
 )
 from hospital_client.ledger import Entries, Ledger, Spending
 from hospital_client.membership import pack
-from hospital_client.policy import Policy, check_task
+from hospital_client.policy import Policy, check_evaluation, check_task
 from hospital_client.results import ResultStore
 from hospital_client.settings import SiteSettings
 from hospital_client.site import Site, log
@@ -72,16 +73,23 @@ STATE = {
 
 def task_frames() -> list[bytes]:
     payload = encode_state(STATE, "float32")
-    return [encode(example_task(), payload), encode(example_task(mode="none", rank=4), b""), encode(DescribeTask("r"))]
+    return [
+        encode(example_task(), payload),
+        encode(example_evaluation(), payload),
+        encode(example_task(mode="none", rank=4), b""),
+        encode(DescribeTask("r")),
+    ]
 
 
 def task_target() -> Target:
-    frames, policy = task_frames(), example_policy()
+    frames, policy, measuring = task_frames(), example_policy(), example_policy(allow_metrics=True)
 
     def parse(frame: bytes) -> None:
         message, _ = decode(frame)
         if isinstance(message, TrainTask):
             check_task(policy, message, PATIENTS)
+        if isinstance(message, EvaluateTask):
+            check_evaluation(measuring, message, PATIENTS)
 
     return Target("task", lambda rng: damaged_frame(rng, frames), parse)
 

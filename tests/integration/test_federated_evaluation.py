@@ -70,7 +70,7 @@ def open_site(root: Path, seed: int, policy: dict[str, str]) -> Site:
     """A hospital of 40 phantom patients and HELD_OUT others."""
     write_manifest(root / "data", phantom_examples(40, seed, domain="hospital", split="train"))
     write_manifest(root / "others", held_out_examples(seed + 10))
-    settings = {"name": root.name, "data": "data", "held_out": "others", "socket": "unused.sock"}
+    settings = {"name": root.name, "data": "data", "held_out": "others", "socket": "unused.sock", "cohort": root.name}
     folder = create_site(root, settings, {**POLICY, **policy})
     manifest = load_manifest(folder.data)
     held_out = load_held_out(folder, manifest)

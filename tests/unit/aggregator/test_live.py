@@ -29,6 +29,13 @@ EVENTS: list[dict[str, Any]] = [
     {"kind": "left_out", "round": 1, "site": "valley", "reason": "[bold]no reply[/bold] within 300 s"},
     {"kind": "warning", "round": 1, "message": "the certificate [bold]ends[/bold] in 9 days"},
     {"kind": "judged", "round": 1, "stage": "align", "verdict": "validation accuracy was best in round 0: back to it"},
+    {"kind": "evaluation_started", "round": 1, "sites": ["north"], "deadline_s": 300.0},
+    {
+        "kind": "evaluated",
+        "round": 1,
+        "scores": {"exact_match": {"value": 0.5, "error": 0.1, "worst_site": "", "worst": None}},
+        "replies": 1,
+    },
     {"kind": "round_committed", "round": 1, "accuracy": 0.75, "replies": 2, "skipped": False, "seconds": 5.0},
 ]
 ENDS: list[dict[str, Any]] = [

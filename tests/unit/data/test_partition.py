@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fedmed.data.partition import partition
+from fedmed.data.partition import hold_out, partition
 from fedmed.data.schema import Example
 from fedmed.errors import DataError
 
@@ -101,3 +101,17 @@ def test_an_alpha_that_leaves_sites_empty_is_refused() -> None:
     with pytest.raises(DataError, match="left a site empty") as caught:
         partition(examples(30, values=("a",)), SITES, "dirichlet", "label", 1e-9, 0)
     assert "alpha" in caught.value.hint
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.0, 0), (0.2, 4), (0.01, 1), (0.99, 19)])
+def test_a_share_of_the_patients_is_held_out_with_all_their_examples(share: float, held: int) -> None:
+    made = examples(20)
+    train, out = hold_out(made, share, seed=3)
+    patients = [{example.patient for example in part} for part in (train, out)]
+    assert (len(patients[0]), len(patients[1])) == (20 - held, held) and not patients[0] & patients[1]
+    assert len(train) + len(out) == len(made) and hold_out(made, share, seed=3) == (train, out)
+
+
+def test_a_site_of_one_patient_can_hold_nobody_out() -> None:
+    with pytest.raises(DataError, match="one patient, expected at least two"):
+        hold_out(examples(1), 0.5, seed=0)
