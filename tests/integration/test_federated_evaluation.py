@@ -59,10 +59,7 @@ POLICY = {
 def held_out_examples(seed: int) -> list[Example]:
     """Phantom patients, of whom every third has a second question, which is open."""
     examples = list(phantom_examples(HELD_OUT, seed, domain="hospital", split="test"))
-    more = [
-        dataclasses.replace(example, question="Which finding is it?", answer="a bright spot", answer_type="open")
-        for example in examples[::3]
-    ]
+    more = [dataclasses.replace(example, answer="yes, on the left", answer_type="open") for example in examples[::3]]
     return [*examples, *more]
 
 
@@ -150,7 +147,7 @@ def test_without_privacy_the_sums_are_those_of_a_central_evaluation_of_all_held_
         assert told.all.value == pytest.approx(fmean(central[told.name]), abs=1e-12), told.name
         assert (told.all.error, told.all.weight) == (0.0, len(central[told.name]))
         assert all(own.value is not None for own in told.sites.values())
-    assert 0 < fmean(central["exact_match"]) < 1  # else any two evaluations would agree
+    assert all(0 < fmean(means) < 1 for means in central.values()), central  # else any two evaluations would agree
     assert 0 < len(central["open_recall"]) < len(central["exact_match"]) == 2 * HELD_OUT
     run.close()
 
