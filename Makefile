@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test faults fuzz lint clean
+.PHONY: install demo test recipes faults fuzz lint clean
 
 install: $(STAMP)
 
@@ -21,6 +21,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Every recipe's tiny variant, as a federation of real processes; some minutes each.
+recipes: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/recipes -m recipes
 
 # As root: it mounts small disks and makes network namespaces, and takes them away again.
 faults: $(STAMP)

@@ -32,6 +32,7 @@ class Data:
     train_patients: int = number(1)
     test_patients: int = number(1)
     max_test_examples: int = number(0)
+    shots: int = number(0, 32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

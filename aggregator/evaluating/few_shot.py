@@ -15,12 +15,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import replace
 
 from aggregator.evaluating.dataset import TestSet
 from aggregator.evaluating.overlap import image_hashes
-from fedmed.data.schema import IMAGE_MARK, Example, Exchange
+from fedmed.data.schema import Example
+from fedmed.data.shots import shown_before
 from fedmed.errors import DataError
 
 
@@ -52,25 +51,5 @@ def with_shots(test: TestSet, shots: int, seed: int) -> list[Example]:
                 "evaluate with fewer --shots",
             )
         draws = random.Random(f"{seed}/{place}")  # noqa: S311  repeatable; nothing is hidden
-        found.append(_before(draws.sample(fit, shots), example))
+        found.append(shown_before(draws.sample(fit, shots), example))
     return found
-
-
-def _before(shots: Sequence[Example], example: Example) -> Example:
-    marked = [_marked(each) for each in (*shots, example)]
-    said = [exchange for each in marked[:-1] for exchange in (*each.history, Exchange(each.question, each.answer))]
-    return replace(
-        marked[-1],
-        images=tuple(ref for each in marked for ref in each.images),
-        history=(*said, *marked[-1].history),
-    )
-
-
-def _marked(example: Example) -> Example:
-    """With a mark for each image: where the questions have none, all before the first."""
-    if sum(question.count(IMAGE_MARK) for question in example.questions) == len(example.images):
-        return example
-    questions = [" ".join(question.replace(IMAGE_MARK, " ").split()) for question in example.questions]
-    questions[0] = " ".join([*([IMAGE_MARK] * len(example.images)), questions[0]])
-    history = tuple(Exchange(question, said.answer) for question, said in zip(questions, example.history, strict=False))
-    return replace(example, history=history, question=questions[-1])

@@ -86,9 +86,15 @@ def run_federation(
         validate: scores an adapter on the public validation split, by which stages are judged; None where no stage asks for that.
 
     Raises:
-        FederationError: unknown method, too few sites at the start, a store of another configuration, or a full disk.
+        FederationError: a stage is judged and there is no `validate`; unknown method, too few sites at the start,
+            a store of another configuration, or a full disk.
         PrivacyError: no noise reaches the asked epsilon.
     """
+    if validate is None and any(stage.curriculum.is_judged for stage in experiment.plan.values()):
+        raise FederationError(
+            "a stage is judged by a validation split, and there is none",
+            "set curriculum.patience=0 and curriculum.min_gain=-1",
+        )
     federation = Federation(experiment, exchange, store, evaluate, validate, events, base_sha256)
     with watch(federation.look):
         federation.start(initial)

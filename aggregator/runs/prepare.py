@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aggregator.runs.folder import EXPERIMENT_FILE, HELD_OUT, PUBLIC, VALIDATION
@@ -24,7 +24,8 @@ from fedmed.config import Experiment, to_dict
 from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.partition import hold_out, partition
 from fedmed.data.schema import Example
-from fedmed.data.sources import load_source
+from fedmed.data.shots import with_public_shots
+from fedmed.data.sources import Source, load_source
 from fedmed.errors import DataError
 from fedmed.files import write_json
 
@@ -67,7 +68,7 @@ def write_data(experiment: Experiment, folder: Path, *, with_sites: bool = True)
     Raises:
         DataError: the source is not there, cannot be split as asked, or has no validation split and a stage is judged by it.
     """
-    source = load_source(experiment.data, experiment.seed)
+    source = _with_shots(load_source(experiment.data, experiment.seed), experiment.data.shots, experiment.seed)
     test, val = (_scored(experiment, source.name, part) for part in (source.test, source.val))
     public = write_manifest(folder / PUBLIC, test)
     if judged := [name or "the run" for name, stage in experiment.plan.items() if stage.curriculum.is_judged]:
@@ -89,7 +90,20 @@ def write_data(experiment: Experiment, folder: Path, *, with_sites: bool = True)
     return PreparedData(sites, public, source.name, source.notes)
 
 
-def _scored(experiment: Experiment, source: str, examples: Sequence[Example]) -> Sequence[Example]:
+def _with_shots(source: Source, shots: int, seed: int) -> Source:
+    """Every question with so many public examples before it: of half the validation split, which itself is no longer asked."""
+    if not shots:
+        return source
+    half = len(source.val) // 2
+    train, val, test = (
+        tuple(with_public_shots(part, source.val[:half], shots, seed))
+        for part in (source.train, source.val[half:], source.test)
+    )
+    notes = (*source.notes, f"{shots} public examples stand before each question")
+    return replace(source, train=train, val=val, test=test, notes=notes)
+
+
+def _scored(experiment: Experiment, source: str, examples: Sequence[Example]) -> list[Example]:
     """Of public examples those that the experiment scores."""
     tasks = experiment.evaluation.tasks
     kept = [example for example in examples if not tasks or example.task in tasks]

@@ -20,7 +20,7 @@ from aggregator.rounds.tasks import plan_privacy
 from aggregator.watching.events import EventLog, read_events
 from aggregator.watching.progress import plain_line
 from fedmed.config import Experiment, load_experiment
-from fedmed.errors import ConfigError
+from fedmed.errors import ConfigError, FederationError
 from fedmed.messages import TrainTask, decode
 from fedmed.metrics.scores import Scores
 from fedmed.wire.fake_site import FakeSite
@@ -172,6 +172,13 @@ def test_without_stages_patience_holds_for_the_run(tmp_path: Path) -> None:
     assert [record.ends_stage for record in records] == [False, False, True]
     assert run.moved(2) == 1
     assert Run(tmp_path / "run", experiment, validation=[0.0]).go() == records  # resumed: it is over
+
+
+def test_a_stage_cannot_be_judged_without_a_validation_split(tmp_path: Path) -> None:
+    experiment = load_experiment("demo", [*FIXED, "curriculum.patience=1"])
+    with pytest.raises(FederationError, match="judged by a validation split, and there is none"):
+        Run(tmp_path / "run", experiment).go()
+    assert not (tmp_path / "run" / "rounds").exists()
 
 
 def test_a_metric_that_has_no_item_counts_as_nothing(tmp_path: Path) -> None:
