@@ -100,7 +100,7 @@ def run_federation(
         federation.start(initial)
         del initial  # on disk now; where the caller holds none either, its memory is free for the rounds
         joined = False
-        while (place := next_place(experiment.plan, store.records())) is not None:
+        while (place := next_place(experiment.plan, federation.records)) is not None:
             if not joined:
                 federation.roster.join()
                 joined = True
@@ -112,7 +112,7 @@ def run_federation(
 
 
 class Federation:
-    """One run: its settings, its sites, its store."""
+    """One run: its settings, its sites, its store; `records`: of the committed rounds, from `start` on."""
 
     def __init__(
         self,
@@ -136,6 +136,7 @@ class Federation:
         self._scores: Scores | None = None
         self._val_scores: Scores | None = None
         self._memory: State = {}
+        self.records: list[RoundRecord] = []
         self._run = store.run_id(experiment.name)
         self.roster = Roster(experiment, self._run, exchange, events)
         self._presence = Presence(events)
@@ -143,7 +144,8 @@ class Federation:
 
     def start(self, initial: State) -> None:
         """Commits round 0 (the zero-shot scores of `initial`), or takes up the last committed round."""
-        last = self._store.last()
+        self.records = self._store.records()
+        last = self.records[-1] if self.records else None
         if last is not None and last.config_sha256 != self._experiment.sha256:
             raise FederationError(
                 f"{self._store.folder} holds rounds of the configuration {last.config_sha256[:12]}, this one is "
@@ -160,7 +162,7 @@ class Federation:
         self._events.emit("zero_shot", accuracy=self._scores.accuracy)
         seconds = time.monotonic() - begin
         record = RoundRecord(0, False, (), {}, self._scores, 0, 0, seconds, 0.0, self._experiment.sha256)
-        self._store.commit(replace(record, val_scores=self._val_scores), initial)
+        self.records.append(self._store.commit(replace(record, val_scores=self._val_scores), initial))
 
     def _score(self, state: State) -> None:
         self._scores = self._evaluate(state)
@@ -213,7 +215,7 @@ class Federation:
     def _judge(self, place: Place) -> Verdict:
         """The verdict on the round just trained; where it names an earlier one, that one's scores and memory are the present."""
         metric = place.stage.curriculum.metric
-        known = {record.round: record for record in self._store.records()[place.begin :]}
+        known = {record.round: record for record in self.records[place.begin :]}
         scores = {number: record.val_scores for number, record in known.items()} | {place.number: self._val_scores}
         verdict = judge(place, {number: getattr(own, metric) if own else None for number, own in scores.items()})
         if verdict.keep is not None:
@@ -230,7 +232,7 @@ class Federation:
         orders, frames = {}, {}
         for rank in sorted(ranks):
             orders[rank], frames[rank] = self._order(place, self._aggregation.for_site(state, rank), rank)
-        norms = [report.update_norm for record in self._store.records()[-NORM_ROUNDS:] for report in record.replies]
+        norms = [report.update_norm for record in self.records[-NORM_ROUNDS:] for report in record.replies]
         aggregate = self._aggregation.begin(place.number, state, self._memory, norms)
         return CurrentRound(place, aggregate, orders, frames)
 
@@ -331,7 +333,7 @@ class Federation:
             val_scores=self._val_scores,
             verdict=verdict.reason,
         )
-        self._store.commit(record, state, self._memory)
+        self.records.append(self._store.commit(record, state, self._memory))
         self._events.emit(
             "round_committed",
             round=record.round,
