@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from helpers_runs import fedmed, outcome, start_fedmed
 
-from fedmed.config import CONFIG_DIR, load_experiment
+from fedmed.config import load_experiment
 
 RECIPES = ("llava_med", "medvint", "prefix_vqa", "med_flamingo_fewshot")
 PUBLISHED = (*RECIPES, "mmedagent")  # fedmed-tiny does not learn turns in minutes: docs/tools.md
@@ -49,13 +49,6 @@ def test_a_tiny_recipe_ends_in_a_registered_version_that_is_better(runs: Path, n
     stages = [item["stage"] for item in report["rounds"]]
     assert list(dict.fromkeys(stages)) == list(experiment.plan)
     assert not any(item["left_out"] for item in report["rounds"])
-
-
-@pytest.mark.parametrize("path", sorted((CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_an_experiment_file_is_headed_by_its_command_and_can_be_read(path: Path) -> None:
-    experiment = load_experiment(str(path))
-    assert experiment.name == path.stem
-    assert f"fedmed run configs/experiment/{path.name}" in path.read_text().split("\nname:")[0]
 
 
 def test_every_recipe_has_its_published_and_its_tiny_file() -> None:

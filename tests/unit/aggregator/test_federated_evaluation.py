@@ -33,6 +33,7 @@ from fedmed.wire.fake_site import FakeSite
 SETTINGS = [
     "privacy.noise_multiplier=1.0",
     "training.rounds=1",
+    "federation.join_timeout_s=0.5",
     "partition.sites=[north,valley,harbour]",
     "evaluation.federated=true",
     "evaluation.noise_multiplier=4.0",

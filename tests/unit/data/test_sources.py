@@ -24,6 +24,7 @@ DATA = Data(
     train_patients=6,
     test_patients=4,
     max_test_examples=0,
+    shots=0,
 )
 
 
