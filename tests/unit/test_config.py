@@ -103,7 +103,7 @@ def test_hash_follows_the_content_alone() -> None:
 
 
 def test_unknown_experiment_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="neither a file nor one of: demo, .*pneumonia, "):
+    with pytest.raises(ConfigError, match=r"neither a file nor one of: demo, .*pneumonia, "):
         load_experiment("nosuch")
 
 
