@@ -86,11 +86,14 @@ def log_to(path: Path) -> Iterator[None]:
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
+    level, propagates = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
         yield
     finally:
+        log.setLevel(level)
+        log.propagate = propagates
         for handler in handlers:
             log.removeHandler(handler)
             handler.close()

@@ -28,7 +28,7 @@ from fedmed.node_keys import fingerprint, read_public
 from tests.helpers_consortium import ROOT, WAIT_S, World
 from tests.helpers_netns import AGGREGATOR_NAME, two_machines
 
-ROUNDS = 6
+ROUNDS = 10  # a quick machine must not be through with them before the new certificate is taken up
 SMALL = " ".join(
     [
         "partition.sites=[north] federation.quorum=1 federation.deadline_s=100",

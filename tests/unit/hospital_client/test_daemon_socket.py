@@ -12,6 +12,7 @@ import pytest
 from fedmed.errors import FederationError, ModelError, WireError
 from fedmed.messages import Refusal, TrainResult, decode, encode
 from fedmed.wire import channel
+from hospital_client import process
 from hospital_client.audit import Audit
 from hospital_client.daemon import BackgroundTrainer, Service, listen
 from hospital_client.fakes import (
@@ -24,7 +25,7 @@ from hospital_client.fakes import (
     linear_epsilon,
 )
 from hospital_client.ledger import Ledger
-from hospital_client.process import claim_socket, only_daemon
+from hospital_client.process import claim_socket, log_to, only_daemon
 from hospital_client.results import ResultStore
 from hospital_client.site import Site
 
@@ -156,3 +157,15 @@ def test_only_one_daemon_in_a_folder(short: Path) -> None:
         pass
     with only_daemon(short / "lock"):
         pass
+
+
+def test_a_daemon_that_ended_leaves_the_log_as_it_found_it(tmp_path: Path) -> None:
+    log = process.log
+    before = (log.level, log.propagate, list(log.handlers))
+    with log_to(tmp_path / "daemon.log"):
+        log.info("begun")
+        assert not log.propagate
+    log.info("ended")
+    assert (log.level, log.propagate, list(log.handlers)) == before
+    assert "begun" in (tmp_path / "daemon.log").read_text()
+    assert "ended" not in (tmp_path / "daemon.log").read_text()
