@@ -98,7 +98,7 @@ def open_site(experiment: Experiment, root: Path, examples: Sequence[Example], s
         "delta": str(privacy.delta),
         "epsilon_budget": str(privacy.epsilon),
         "max_sample_rate": str(privacy.sample_rate),
-        "max_local_steps": str(max(stage.training.local_steps for stage in experiment.plan.values())),
+        "max_local_steps": str(experiment.most_local_steps),
         "max_rounds": str(experiment.rounds),
         "allow_no_privacy": str(privacy.mode == "none").lower(),
         "allow_insecure_noise": str(privacy.insecure_noise_seed >= 0).lower(),

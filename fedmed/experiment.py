@@ -216,6 +216,11 @@ class Experiment:
         return sum(stage.training.rounds * stage.training.local_steps for stage in self.plan.values())
 
     @property
+    def most_local_steps(self) -> int:
+        """Of one round: what a site's policy has to allow."""
+        return max(stage.training.local_steps for stage in self.plan.values())
+
+    @property
     def sha256(self) -> str:
         """Hash of the resolved configuration; travels with every task and into the registry."""
         canonical = json.dumps(to_dict(self), sort_keys=True, separators=(",", ":"))

@@ -161,7 +161,7 @@ def _init_command(experiment: Experiment, folder: Path, site: str, sockets: Path
         f"policy.epsilon_budget={budget}",
         f"policy.delta={experiment.privacy.delta}",
         f"policy.max_sample_rate={experiment.privacy.sample_rate}",
-        f"policy.max_local_steps={max(stage.training.local_steps for stage in experiment.plan.values())}",
+        f"policy.max_local_steps={experiment.most_local_steps}",
         f"policy.max_rounds={experiment.rounds}",
         f"policy.min_patients={MIN_PATIENTS}",
         f"policy.allow_no_privacy={str(experiment.privacy.mode == 'none').lower()}",

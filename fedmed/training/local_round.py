@@ -27,7 +27,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -118,7 +118,7 @@ class LocalTrainer:
         model, parameters = self._trained(plan, state, init_seed)
         if plan.privacy.mode == "dp":
             PatientGradients(model, parameters, plan.precision).close()
-        return [key for key in adapter_parameters(model) if key not in state and kind_of(key) not in plan.personal]
+        return _lacking(model, state, plan.personal)
 
     def train(
         self,
@@ -183,7 +183,7 @@ class LocalTrainer:
     def lacking(self, shape: AdapterShape, state: Mapping[str, Tensor], init_seed: int) -> list[str]:
         """All that `score` can refuse before it reads a record. Returns and raises as `check`, of no training."""
         model = self._prepare(shape, state, init_seed)
-        return [key for key in adapter_parameters(model) if key not in state and kind_of(key) not in shape.personal]
+        return _lacking(model, state, shape.personal)
 
     def score(
         self,
@@ -282,6 +282,11 @@ class LocalTrainer:
     def _moments(self, plan: RoundPlan, parameters: Mapping[str, nn.Parameter]) -> _Moments:
         optimizer = replace(plan.optimizer, learning_rate=0.0)
         return _Moments(plan.run, optimizer, plan.lora, tuple(parameters), self._base.changes)
+
+
+def _lacking(model: PeftModel, state: Mapping[str, Tensor], personal: Sequence[str]) -> list[str]:
+    """Keys of the adapter's tensors that are neither in `state` nor a site's own."""
+    return [key for key in adapter_parameters(model) if key not in state and kind_of(key) not in personal]
 
 
 class _Moments(NamedTuple):
