@@ -16,6 +16,7 @@ import numpy as np
 
 from fedmed.data.images import encode_png
 from fedmed.data.importers import Importer
+from fedmed.data.manifest import MAX_LINE_BYTES
 from fedmed.data.manifest_line import format_line, parse_line
 from fedmed.data.schema import SPLITS, Example, ImageRef
 from fedmed.errors import DataError
@@ -72,8 +73,10 @@ def quarantined(entry: Importer, path: Path, rule: str = "official") -> dict[str
 def require_manifest_takes(example: Example) -> None:
     """A line of a manifest holds it and gives it back."""
     paths = [f"images/{place}.png" for place, _ in enumerate(example.images)]
+    line = format_line(example, paths)
+    assert len(line) <= MAX_LINE_BYTES, "a line of a manifest would be too long"
     try:
-        found = parse_line(format_line(example, paths), 1)
+        found = parse_line(line, 1)
     except DataError as error:  # an importer's own DataError means something else
         raise AssertionError(error.message) from None
     assert found == replace(example, images=tuple(ImageRef(path=path) for path in paths))

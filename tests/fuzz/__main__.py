@@ -1,6 +1,7 @@
 """`python -m tests.fuzz`: every target, each in a process of its own, two at a time; status 1 on any finding.
 
---inputs 100000   of each target        --only task,ledger        --seed 0        --input N   that one alone, with its traceback
+--inputs N    of each target; without it 100,000, and 20,000 of those that read a whole source each time (importers)
+--only task,ledger        --seed 0        --input N   that one alone, with its traceback
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
 
+from tests.fuzz.importer_sources import LAYOUTS
 from tests.fuzz.run import Tally, in_bounds
 from tests.fuzz.targets import TARGETS
 
-MEMORY_BYTES = (
-    4 << 30
-)  # what a process may map more than it has when it begins: an input that asks for all memory fails
+INPUTS, FILES = 100_000, 20_000  # of a target; of one for which a whole source is read at each input
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--inputs", type=int, default=0)
     parser.add_argument("--only", default="")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--input", type=int, default=-1)
@@ -33,11 +33,12 @@ def main() -> None:
     if arguments.input >= 0:
         again(names[0], arguments.seed, arguments.input)
         return
+    inputs = {name: arguments.inputs or (FILES if name in LAYOUTS else INPUTS) for name in names}
     with ProcessPoolExecutor(max_workers=2, max_tasks_per_child=1) as pool:
-        running = [pool.submit(in_bounds, name, arguments.inputs, arguments.seed) for name in names]
+        running = [pool.submit(in_bounds, name, inputs[name], arguments.seed) for name in names]
         tallies = [show(future.result()) for future in running]
     findings = sum(len(tally.findings) for tally in tallies)
-    short = [tally.target for tally in tallies if tally.inputs != arguments.inputs]
+    short = [tally.target for tally in tallies if tally.inputs != inputs[tally.target]]
     print(f"fuzz: {sum(tally.inputs for tally in tallies)} inputs, {findings} findings", flush=True)
     sys.exit(1 if findings or short else 0)
 
@@ -46,7 +47,7 @@ def show(tally: Tally) -> Tally:
     refused = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.refused.items()))
     print(
         f"{tally.target:9} {tally.inputs:7} inputs  accepted {tally.accepted:6}  refused: {refused}  "
-        f"slowest {1000 * tally.slowest_s:.0f} ms  {tally.seconds:.0f} s",
+        f"slowest {1000 * tally.slowest_s:.0f} ms  most {tally.largest_bytes >> 20} MiB  {tally.seconds:.0f} s",
         flush=True,
     )
     for number, text in tally.findings:

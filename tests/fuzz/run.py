@@ -5,7 +5,7 @@
 | returns                                       | accepted                           |
 | raises a subclass of FedMedError              | refused                            |
 | raises anything else, FedMedError itself too  | finding                            |
-| takes more than SLOW_S                        | finding                            |
+| takes more than SLOW_S, or MOST_BYTES         | finding                            |
 | asks for more than MEMORY_BYTES               | finding: the kernel refuses it     |
 """
 
@@ -24,6 +24,9 @@ from tests.fuzz.targets import TARGETS
 SLOW_S = 5.0  # on a machine that does other things; a parser that blows up takes minutes
 MOST_FINDINGS = 10
 MEMORY_BYTES = 4 << 30  # what a process may map beyond what it has when it begins
+MOST_BYTES = (
+    256 << 20
+)  # of memory, beyond what there was before: an input has kilobytes, an image of the most pixels 200 MB
 
 
 @dataclass
@@ -36,18 +39,19 @@ class Tally:
     refused: dict[str, int] = field(default_factory=dict)
     findings: list[tuple[int, str]] = field(default_factory=list)
     slowest_s: float = 0.0
+    largest_bytes: int = 0
     seconds: float = 0.0
 
 
 def fuzz(name: str, inputs: int, seed: int = 0, first: int = 0) -> Tally:
     """Inputs `first` to `first + inputs` of a target, each from a generator of its own; stops after ten findings."""
     tally, begin = Tally(name), time.monotonic()
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="fuzz", dir=memory) as folder:
+    in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="fuzz", dir=in_memory) as folder:
         target = TARGETS[name](Path(folder))
         for number in range(first, first + inputs):
             made = target.make(Random(f"{name} {seed} {number}"))
-            started = time.monotonic()
+            memory, started = Memory(), time.monotonic()
             try:
                 target.parse(made)
                 tally.accepted += 1
@@ -62,11 +66,30 @@ def fuzz(name: str, inputs: int, seed: int = 0, first: int = 0) -> Tally:
             tally.slowest_s = max(tally.slowest_s, took)
             if took > SLOW_S:
                 tally.findings.append((number, f"took {took:.1f} s"))
+            tally.largest_bytes = max(tally.largest_bytes, taken := memory.taken())
+            if taken > MOST_BYTES:
+                tally.findings.append((number, f"took {taken >> 20} MiB of memory"))
             tally.inputs += 1
             if len(tally.findings) >= MOST_FINDINGS:
                 break
     tally.seconds = time.monotonic() - begin
     return tally
+
+
+class Memory:
+    """How much more memory the process had, at the most, than when this was made. Linux keeps the number, and sets it back."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = _most_bytes()
+
+    def taken(self) -> int:
+        return _most_bytes() - self._before
+
+
+def _most_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) << 10
 
 
 def in_bounds(name: str, inputs: int, seed: int = 0) -> Tally:

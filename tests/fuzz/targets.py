@@ -13,6 +13,17 @@
 | turn     | a model's turn as text; its actions, and a dialogue, as JSON       | `read_turn`, `Dialogue.from_json`         |
 | yaml     | the text of experiment, site and policy files                      | `parse_file` and `load_experiment`        |
 | dicom    | a file of a series, of one frame or several; not compressed        | `DicomImport`, with a table and the gate  |
+
+And one target for each reader of importers: a source in its real layout, of which one file is damaged.
+
+| target    | file                                | importers                                                                   |
+| --------- | ----------------------------------- | --------------------------------------------------------------------------- |
+| rows      | JSON, JSON Lines                    | VQA-RAD, SLAKE, PubMedQA, MedQA                                             |
+| tables    | CSV, TSV, JSON Lines                | tables and label files of a site's own, cases, PMC-VQA                      |
+| reports   | JSON, CSV, JSON Lines               | IU X-Ray, MIMIC-CXR, findings and impression                                |
+| dialogues | JSON, JSON Lines                    | LLaVA-Med (captions, conversations, questions, evaluation), MMedAgent       |
+| npz       | npz: arrays, headers, the archive   | MedMNIST: two labels, eight, fourteen an image                              |
+| parquet   | parquet: columns, values, bytes     | PathVQA                                                                     |
 """
 
 from __future__ import annotations
@@ -58,6 +69,8 @@ from hospital_client.settings import SiteSettings
 from hospital_client.site import Site, log
 from hospital_client.witness import JournalFiles, reconcile
 from tests.fuzz.dicom_target import dicom_target
+from tests.fuzz.importer_sources import LAYOUTS
+from tests.fuzz.importer_target import importer_target
 from tests.fuzz.mutate import dump, mutate_bytes, mutate_json
 from tests.fuzz.target import Target
 from tests.fuzz.turns import damaged_turn, parse_turn
@@ -321,4 +334,5 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "turn": lambda folder: Target("turn", damaged_turn, parse_turn),
     "yaml": yaml_target,
     "dicom": dicom_target,
+    **{reader: importer_target(reader) for reader in LAYOUTS},
 }

@@ -1,4 +1,4 @@
-"""A few thousand damaged inputs a parser in `make test`; `make fuzz` gives each 100,000. And the fuzzer finds what it should."""
+"""Hundreds of damaged inputs a parser, or thousands, in `make test`; more in `make fuzz`. And the fuzzer finds what it should."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from random import Random
 
 import pytest
 
+from fedmed.data.importers import IMPORTERS
 from fedmed.errors import ConfigError, FedMedError, WireError
 from tests.fuzz import run
+from tests.fuzz.importer_sources import LAYOUTS
 from tests.fuzz.mutate import mutate_bytes, mutate_json
 from tests.fuzz.run import fuzz
 from tests.fuzz.targets import TARGETS, Target
 
-# A site writes each decision down, and YAML is read by slow code.
+# A site writes each decision down, YAML is read by slow code, and importers read all files of a source for one that is damaged.
 INPUTS = dict.fromkeys(TARGETS, 2000) | {"site": 500, "config": 1000, "yaml": 600, "dicom": 500}
+INPUTS |= dict.fromkeys(LAYOUTS, 500) | {"npz": 150, "parquet": 250}
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -24,6 +27,13 @@ def test_damaged_input_ends_in_a_named_error(name: str) -> None:
     assert tally.findings == []
     assert tally.inputs == INPUTS[name] == tally.accepted + sum(tally.refused.values())
     assert tally.inputs > tally.accepted > 0 or name in ("yaml", "site")  # hardly ever, and always with an answer
+
+
+def test_every_importer_is_under_fuzz() -> None:
+    """The sets of MedMNIST are one importer: two labels, several, and many an image."""
+    fed = {layout.entry for layouts in LAYOUTS.values() for layout in layouts}
+    left_out = IMPORTERS.keys() - fed
+    assert {name for name in left_out if not name.endswith("mnist")} == {"pmc_vqa_blank", "pmc_vqa_2"}  # of one class
 
 
 def test_the_same_seed_gives_the_same_inputs_and_another_seed_others() -> None:
@@ -66,6 +76,22 @@ def test_what_is_no_named_error_is_a_finding(
     tally = fuzz("fake", 5)
     assert tally.findings == ([] if finding is None else [(3, finding)])
     assert tally.accepted == 4
+
+
+def test_a_parser_that_takes_much_memory_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where it gives all of it back, or refuses the input in the end."""
+
+    def parse(made: int) -> None:
+        taken = bytearray(made)
+        taken[:: 1 << 12] = bytes(len(taken[:: 1 << 12]))  # touch each page: what is only asked for is not taken
+        if made % 2:
+            raise WireError("refused")
+
+    sizes = [1 << 20, 300 << 20, (300 << 20) + 1, 1 << 20]
+    monkeypatch.setattr(run, "TARGETS", {"fake": lambda folder: Target("fake", lambda rng: sizes.pop(0), parse)})
+    tally = fuzz("fake", 4)
+    assert [(number, text.split()[0]) for number, text in tally.findings] == [(1, "took"), (2, "took")]
+    assert tally.largest_bytes >= 299 << 20
 
 
 def test_a_slow_parser_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

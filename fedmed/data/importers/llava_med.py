@@ -25,7 +25,7 @@ images as val where there is no val.json; under `image` it, too, goes by hash, o
 | an image that no download brought (microsoft/LLaVA-Med issue 48)      | quarantined                                         |
 | the key `conversatons` (its remove_instructions.py, run_eval.py)      | read as conversations                               |
 | a conversation that the answerer opens                               | that turn is skipped, as LLaVA's training does      |
-| two turns of one speaker                                             | quarantined                                         |
+| two turns of one speaker; more than 256 answers                      | quarantined                                         |
 | a last question without answer                                       | left off                                            |
 | `user` and `assistant` for human and gpt; no image at all; line breaks | read; text alone; spaces                          |
 """
@@ -40,6 +40,8 @@ from pathlib import Path
 from fedmed.data.importers.base import Importer, Tally, require_split
 from fedmed.data.importers.rows import json_rows, text, wrong_field
 from fedmed.data.importers.rowwise import (
+    MAX_ANSWERS,
+    TOO_MANY_ANSWERS,
     Images,
     Row,
     Unusable,
@@ -151,7 +153,7 @@ class LlavaMedEval(Importer):
 
     def _examples(self, row: Row, where: str, images: Images) -> list[Example]:
         answer = "gpt4_answer" if "gpt4_answer" in row else "answer"
-        said = [("human", text(row, "text", where)), ("gpt", clean(row, answer, where))]
+        said = [("human", whole(text(row, "text", where))), ("gpt", clean(row, answer, where))]
         patient = _article(row | {"id": row.get("pair_id", row.get("question_id"))}, where)
         attributes = {"type": optional(row, "type", where)} if row.get("type") else {}
         like = Example(patient, (), "", "", "open", "instruct", self.name, "test", attributes)
@@ -233,6 +235,8 @@ def _exchanges(turns: Sequence[tuple[str, str]], *, placed: bool) -> tuple[Excha
     questions, answers = [value for _, value in turns[::2]], [without_marks(value) for _, value in turns[1::2]]
     if not answers:
         raise Unusable("conversation has no answer")
+    if len(answers) > MAX_ANSWERS:
+        raise Unusable(TOO_MANY_ANSWERS)
     marks = sum(question.count(IMAGE_MARK) for question in questions[: len(answers)])
     keep = placed and marks == 1
     asked = [

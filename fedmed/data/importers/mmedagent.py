@@ -19,7 +19,8 @@ A dialogue of k answers is k examples, each with what was said before as its his
 | ------------------------------------------------------------------ | ----------------------------------------------------- |
 | a field that is missing or of another type                         | DataError naming file, row and field                  |
 | two turns of one speaker, or no last answer; an empty question or  | quarantined                                           |
-| answer; a marker of the text's parts inside a text; no such image  |                                                       |
+| answer; a marker of the text's parts inside a text; no such image; |                                                       |
+| more than 256 answers                                              |                                                       |
 | an image mark too many, or without an image                        | all marks are taken out: the image then stands first  |
 | lines in place of a JSON list (the name is .jsonl in either case)  | read too                                              |
 
@@ -34,8 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmed.data.importers.base import Importer, Tally, require_split
-from fedmed.data.importers.folder_images import FolderImages
-from fedmed.data.importers.rows import json_rows, jsonl_rows
+from fedmed.data.importers.rowwise import MAX_ANSWERS, TOO_MANY_ANSWERS, Images, Row, Unusable, counted, table_rows
 from fedmed.data.schema import IMAGE_MARK, SPLITS, Example, Exchange, ImageRef, Split
 from fedmed.errors import DataError, TurnError
 from fedmed.tools import Dialogue, Turn, tools_of, write_turn
@@ -58,7 +58,8 @@ class MMedAgent(Importer):
             DataError: no such file, not JSON, or a row whose field is missing or of another type.
         """
         kind = require_split(self.name, split, split_rule)
-        return _examples(path, tally, kind, split_rule)
+        images = Images(path / "images")
+        return counted(_rows_of(path, kind, split_rule), lambda row, where: _examples(row, where, images, kind), tally)
 
 
 class _Said(NamedTuple):
@@ -67,26 +68,19 @@ class _Said(NamedTuple):
     turn: Turn
 
 
-class _Unusable(Exception):
-    """A row is left out, for the reason that this holds."""
-
-
-def _examples(folder: Path, tally: Tally, split: Split, rule: str) -> Iterator[Example]:
-    images = FolderImages(folder / "images")
+def _rows_of(folder: Path, split: Split, rule: str) -> Iterator[tuple[str, Row]]:
+    """Of a split, with where each stands."""
     for file in _files(folder, SPLITS if rule == "image" else (split,)):
-        for number, row in _rows(file):
-            where = f"{file.name} row {number}"
-            owner = _owner(row, where)
-            if rule == "image" and _split_of(owner) != split:
-                continue
-            tally.rows_read += 1
-            try:
-                dialogue = _dialogue(row, where)
-                said, data = _said(dialogue), _image(dialogue, images)
-            except _Unusable as reason:
-                tally.quarantined[str(reason)] += 1
-            else:
-                yield from _turns(said, data, owner, split)
+        for where, row in table_rows(file):
+            if rule != "image" or _split_of(_owner(row, where)) == split:
+                yield where, row
+
+
+def _examples(row: Row, where: str, images: Images, split: Split) -> list[Example]:
+    dialogue = _dialogue(row, where)
+    said = _said(dialogue)
+    shown = (images.load(dialogue.image),) if dialogue.image else ()
+    return list(_turns(said, shown, _owner(row, where), split))
 
 
 def _files(folder: Path, splits: tuple[str, ...]) -> list[Path]:
@@ -98,13 +92,6 @@ def _files(folder: Path, splits: tuple[str, ...]) -> list[Path]:
             "name the files of MMedAgent so; images belong into the folder images beside them",
         )
     return [file for split in splits for file in known[split] if file.is_file()]
-
-
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A JSON list, or lines: the published file is a list whose name says lines."""
-    with file.open("rb") as opened:
-        start = opened.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    return jsonl_rows(file) if start == b"{" else json_rows(file)
 
 
 def _owner(row: Mapping[str, Any], where: str) -> str:
@@ -123,12 +110,14 @@ def _split_of(owner: str) -> str:
 
 
 def _dialogue(row: Mapping[str, Any], where: str) -> Dialogue:
-    """Raises DataError for a field of another type, _Unusable where the speakers do not take turns."""
+    """Raises DataError for a field of another type, Unusable where the speakers do not take turns."""
     said = row.get("conversations")
     if isinstance(said, list) and all(isinstance(turn, dict) and isinstance(turn.get("from"), str) for turn in said):
         speakers = [turn["from"] in ("human", "user") for turn in said]
         if not said or speakers != [True, False] * (len(said) // 2):
-            raise _Unusable("the speakers do not take turns, question and answer")
+            raise Unusable("the speakers do not take turns, question and answer")
+        if len(speakers) // 2 > MAX_ANSWERS:
+            raise Unusable(TOO_MANY_ANSWERS)
     try:
         return Dialogue.from_json(row)
     except TurnError as error:
@@ -141,29 +130,19 @@ def _said(dialogue: Dialogue) -> list[_Said]:
     for text, turn in dialogue.exchanges:
         question = text if marks == bool(dialogue.image) else " ".join(text.split(IMAGE_MARK)).strip()
         if not question.replace(IMAGE_MARK, "").strip() or not (turn.actions or turn.value):
-            raise _Unusable("question or answer is empty")
+            raise Unusable("question or answer is empty")
         try:
             found.append(_Said(question, write_turn(turn), turn))
         except TurnError:
-            raise _Unusable("a turn is too long, or holds a marker of its parts") from None
+            raise Unusable("a turn is too long, or holds a marker of its parts") from None
     return found
 
 
-def _image(dialogue: Dialogue, images: FolderImages) -> bytes:
-    """Of the dialogue's image; nothing where it has none."""
-    if not dialogue.image:
-        return b""
-    data, reason = images.load(dialogue.image)
-    if reason:
-        raise _Unusable(reason)
-    return data
-
-
-def _turns(said: list[_Said], data: bytes, owner: str, split: Split) -> Iterator[Example]:
+def _turns(said: list[_Said], shown: tuple[ImageRef, ...], owner: str, split: Split) -> Iterator[Example]:
     for place, last in enumerate(said):
         yield Example(
             patient=owner,
-            images=(ImageRef(data=data),) if data else (),
+            images=shown,
             question=last.question,
             answer=last.text,
             answer_type="open",

@@ -48,6 +48,7 @@ from fedmed.data.importers.rowwise import (
     find_table,
     hashed_split,
     optional,
+    patient_id,
     table_rows,
     texts,
 )
@@ -174,9 +175,8 @@ def _section(row: Row, field: str, where: str, *, required: bool = False) -> str
 
 def _patient(row: Row, where: str) -> str:
     """The subject, or the study where nobody says whose it is."""
-    subject = _first(row, _PATIENTS, where, required=False)
-    if subject and subject.lower() != "nan":
-        return subject.removesuffix(".0")
+    if subject := patient_id(_first(row, _PATIENTS, where, required=False)):
+        return subject
     for name in _names(row, where):
         if found := _IN_PATH.search(name):
             return found[1].removeprefix("p")

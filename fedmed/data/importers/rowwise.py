@@ -29,6 +29,8 @@ from fedmed.errors import DataError
 Row = dict[str, Any]
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
 MAX_CHARACTERS = 150_000
+MAX_ANSWERS = 256  # of a conversation: each example repeats all that was said before, so that they grow with its square
+TOO_MANY_ANSWERS = f"conversation has more than {MAX_ANSWERS} answers"
 EMPTY = "question or answer is empty"
 _TABLES = (".csv", ".tsv", ".json", ".jsonl")
 _NOBODY = ("", "nan", "none", "null", "na", "n/a", "-")  # what spreadsheets and pandas write for a missing patient
@@ -183,10 +185,17 @@ def patient_of(row: Mapping[str, Any], field: str, where: str) -> str:
     Raises:
         Unusable: it is empty, or what spreadsheets write in its place: nobody knows whose row it is.
     """
-    found = clean(row, field, where, (str, int, float))
-    if found.lower() in _NOBODY:
+    found = patient_id(clean(row, field, where, (str, int, float)))
+    if not found:
         raise Unusable("patient is empty")
-    return found.removesuffix(".0") if re.fullmatch(r"\d+\.0", found) else found
+    return found
+
+
+def patient_id(written: str) -> str:
+    """As `patient_of`, of a text without stray spaces; empty where it names nobody."""
+    if written.lower() in _NOBODY:
+        return ""
+    return written.removesuffix(".0") if re.fullmatch(r"\d+\.0", written) else written
 
 
 def answer_type_of(written: str, answer: str, choices: Sequence[str] = ()) -> AnswerType:

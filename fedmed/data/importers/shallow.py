@@ -13,7 +13,8 @@ from typing import IO
 
 MAX_DEPTH = 100
 _STRING_END = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_STRING = re.compile(rb'"' + _STRING_END.pattern, re.DOTALL)
+# The group is there where the string goes on in the next piece. It must match, too: else the search begins anew at each quote.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|(\\?\Z))', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -36,12 +37,12 @@ class Shallow:
 
     def _scan(self, data: bytes) -> None:
         start = self._string_end(data, 0) if self._inside else 0
-        plain, quote, _ = _STRING.sub(b"", data[start:]).partition(b'"')
-        for bracket in plain.translate(None, _NO_BRACKETS):
+        parts = _STRING.split(data[start:])
+        for bracket in b"".join(parts[::2]).translate(None, _NO_BRACKETS):
             self._depth += 1 if bracket in b"[{" else -1
             if self._depth > MAX_DEPTH:
                 raise TooDeepError
-        if quote:  # of a string that goes on in the next piece
+        if len(parts) > 1 and parts[-2] is not None:
             self._inside, self._escaped = True, _odd_backslashes(data)
 
     def _string_end(self, data: bytes, place: int) -> int:

@@ -23,7 +23,7 @@ from fedmed.errors import DataError
 
 ANSWER_TYPE = "answer type is neither open nor closed"
 ELSEWHERE = "is held out: its image or patient is also in another split"
-_MAX_LINE_BYTES = 1 << 20  # as fedmed.data.manifest reads them
+_MAX_LINE_BYTES, _PATH_BYTES = 1 << 20, 16  # as fedmed.data.manifest reads and writes them
 
 
 def sifted(made: Iterable[Example | str], tally: Tally) -> Iterator[Example]:
@@ -42,7 +42,7 @@ def why_refused(example: Example) -> str:
     if not example.question.strip() or not example.answer.strip():
         return EMPTY
     line = format_line(example, [f"images/{place:06d}.png" for place, _ in enumerate(example.images)])
-    if len(line) > _MAX_LINE_BYTES:
+    if len(line) + _PATH_BYTES * len(example.images) > _MAX_LINE_BYTES:
         return "its texts are longer than a line of a manifest may be"
     try:
         parse_line(line, 0)

@@ -33,7 +33,7 @@ from fedmed.data.importers.base import Importer, Tally, require_split
 from fedmed.data.importers.folder_images import FolderImages
 from fedmed.data.importers.rows import json_rows, text
 from fedmed.data.importers.rowwise import EMPTY
-from fedmed.data.importers.sifting import ANSWER_TYPE, plain_yes_no
+from fedmed.data.importers.sifting import ANSWER_TYPE, plain_yes_no, sifted
 from fedmed.data.schema import AnswerType, Example, ImageRef, Split
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
@@ -58,24 +58,19 @@ class VqaRad(Importer):
         """
         kind = require_split(self.name, split, split_rule)
         rows = (row for row in _rows(path) if _split_of(row, split_rule) == split)
-        return _examples(rows, FolderImages(path / "images"), tally, kind, once=split_rule == "image")
+        return sifted(_made(rows, FolderImages(path / "images"), kind, once=split_rule == "image"), tally)
 
 
-def _examples(
-    rows: Iterable[dict[str, str]], images: FolderImages, tally: Tally, split: Split, *, once: bool
-) -> Iterator[Example]:
-    """Of the usable rows; with `once`, of each image, question and answer only the first."""
+def _made(rows: Iterable[dict[str, str]], images: FolderImages, split: Split, *, once: bool) -> Iterator[Example | str]:
+    """Of each row its example, or why it makes none; with `once`, of each image, question and answer only the first."""
     seen: set[tuple[str, str, str]] = set()
     for row in rows:
-        tally.rows_read += 1
         data, unusable = images.load(row["image_name"])
         key = (row["image_name"], row["question"].lower(), row["answer"].lower())
         reason = _why_unusable(row) or unusable or ("repeats another row" if once and key in seen else "")
-        if reason:
-            tally.quarantined[reason] += 1
-        else:
+        if not reason:
             seen.add(key)
-            yield _example(row, data, split)
+        yield reason or _example(row, data, split)
 
 
 def image_share(image_name: str) -> float:

@@ -91,6 +91,7 @@ def test_the_real_files_dirt(tmp_path: Path) -> None:
         row(12, " ", "a"),
         row(13, "q?", "\n"),
         row(14, id=14, image="PMC0014_g1.jpg"),
+        row(15, *["q?", "a"] * 257),
     ]
     path = folder(tmp_path, rows)
     (tmp_path / "images" / "8_F2.jpg").write_bytes(b"\xff\xd8cut off")
@@ -105,7 +106,13 @@ def test_the_real_files_dirt(tmp_path: Path) -> None:
         "conversation has no answer": 2,
         "two turns of one speaker follow each other": 1,
         "question or answer is empty": 2,
+        "conversation has more than 256 answers": 1,
     }
+
+
+def test_the_longest_conversation_is_read(tmp_path: Path) -> None:
+    examples = read_all(INSTRUCT, folder(tmp_path, [row(1, *["q?", "a"] * 256)]))
+    assert [len(item.history) for item in examples] == list(range(256))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +202,8 @@ def test_evaluation_questions_are_all_test(tmp_path: Path) -> None:
     (item,) = read_all(LlavaMedEval(), path)
     assert (item.split, item.patient, item.question, item.answer) == ("test", "1", "What is it? <image>", "A chest.")
     assert dict(item.attributes) == {"type": "conversation", "modality": "mri"}
+    save_lines(path, [line | {"text": "What \ud800?"}])  # half a character, which JSON allows
+    assert [item.question for item in read_all(LlavaMedEval(), path)] == ["What \ufffd?"]
     save_lines(path, [{key: value for key, value in line.items() if key != "gpt4_answer"}])
     with pytest.raises(DataError, match="row 1: answer is missing, expected str"):
         read_all(LlavaMedEval(), path)

@@ -108,6 +108,15 @@ def test_splits_are_the_files_own_or_by_patient(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "patient"),
+    [("12.0", "12"), (12.0, "12"), ("W.0", "W.0"), (" .0", ".0"), ("n/a", "CXR1"), ("nan", "CXR1"), (None, "CXR1")],
+)
+def test_a_subject_is_whom_it_names_or_nobody(tmp_path: Path, written: Any, patient: str) -> None:
+    (item,) = read_all(IU_XRAY, annotated(tmp_path, [study(1, subject_id=written)]))
+    assert item.patient == patient
+
+
+@pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"report": None}, "annotation.json train row 1: report is NoneType, expected str"),

@@ -1,18 +1,11 @@
-"""What holds for every importer: nothing is lost, nothing is materialised, and damage ends in a DataError or in quarantine."""
+"""What holds for every importer: nothing is lost and nothing is materialised. Damage: tests/fuzz/importer_target.py."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from random import Random
-from typing import Any
 
-import numpy as np
 import pytest
 from helpers_public_sets import SOURCES, medmnist, pmc_row, pmc_vqa, slake, slake_row, write_csv
 
@@ -23,10 +16,6 @@ from fedmed.data.manifest import write_manifest
 from fedmed.data.manifest_line import format_line, parse_line
 from fedmed.data.schema import SPLITS, Example
 from fedmed.errors import DataError
-from tests.fuzz.mutate import ODD, dump, mutate_bytes, mutate_json
-
-DAMAGED = ("slake_en", "path_vqa", "pmc_vqa", "pmc_vqa_captions", "pubmedqa", "medqa", "medqa_4", "chestmnist")
-ROUNDS = 150
 
 
 def rows_of(name: str, examples: int) -> int:
@@ -123,99 +112,3 @@ def test_memory_does_not_grow_with_the_source(name: str, tmp_path: Path) -> None
 
     assert peak_of(drain) < 5_000_000 < 6_000_000 < size
     assert tally.rows_read > 100
-
-
-def copy_or_link(source: str, destination: str) -> None:
-    """Images, which no test damages, are linked: there are many."""
-    os.link(source, destination) if source.endswith(".jpg") else shutil.copyfile(source, destination)
-
-
-def damage(rng: Random, folder: Path) -> None:
-    """Changes one file below a folder: its bytes, or its values while it stays of its format."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in DAMAGES)
-    path = rng.choice(paths)
-    if rng.random() < 0.3:
-        path.write_bytes(mutate_bytes(rng, path.read_bytes(), [b"{}", b'[{"a": 1}]']))
-    else:
-        DAMAGES[path.suffix](rng, path)
-
-
-def damage_json(rng: Random, path: Path) -> None:
-    path.write_bytes(dump(rng, mutate_json(rng, json.loads(path.read_text()))))
-
-
-def damage_jsonl(rng: Random, path: Path) -> None:
-    lines = path.read_bytes().splitlines(keepends=True)
-    place = rng.randrange(len(lines))
-    lines[place] = dump(rng, mutate_json(rng, json.loads(lines[place]))) + b"\n"
-    path.write_bytes(b"".join(lines))
-
-
-def damage_csv(rng: Random, path: Path) -> None:
-    with path.open(newline="") as file:
-        cells = list(csv.reader(file))
-    for _ in range(rng.randint(1, 3)):
-        row = rng.choice(cells)
-        row[rng.randrange(len(row))] = str(rng.choice([value for value in ODD if value != 10**400]))
-    with path.open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
-        csv.writer(file).writerows(cells)
-
-
-def damage_parquet(rng: Random, path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(path)
-    name = rng.choice(table.column_names)
-    values: list[Any] = [None, 3, "x", b"\xff", [1], {"bytes": b"x"}, {"path": "a"}, {"bytes": "text"}, 1.5]
-    column = pyarrow.array([rng.choice(values)] * len(table))
-    table = table.set_column(table.column_names.index(name), rng.choice([name, "other"]), column)
-    pyarrow.parquet.write_table(table, path)
-
-
-def damage_npz(rng: Random, path: Path) -> None:
-    with np.load(path) as file:
-        arrays = dict(file)
-    key = rng.choice(sorted(arrays))
-    shape = rng.choice([(), (0,), (3,), (5, 1), (5, 14), (5, 8, 8), (5, 8, 8, 3), (5, 8, 8, 4), (2, 0, 8)])
-    kind = rng.choice(["u1", "i8", "f4", "b1", "U3", "c16", "M8[s]", "V2"])
-    new = np.zeros(shape, kind)
-    arrays[key] = rng.choice([new, np.asfortranarray(arrays[key]), arrays[key][:2], arrays[key].astype("i8") - 1])
-    np.savez_compressed(path, **arrays)
-
-
-DAMAGES: dict[str, Callable[[Random, Path], None]] = {
-    ".json": damage_json,
-    ".jsonl": damage_jsonl,
-    ".csv": damage_csv,
-    ".parquet": damage_parquet,
-    ".npz": damage_npz,
-}
-
-
-@pytest.mark.parametrize("name", DAMAGED)
-def test_damage_ends_in_a_data_error_or_in_quarantine(name: str, tmp_path: Path) -> None:
-    whole = SOURCES[name](tmp_path / "whole")
-    root = tmp_path / "whole"
-    refused = accepted = 0
-    for round_ in range(ROUNDS):
-        rng = Random(f"{name} {round_}")
-        scratch = tmp_path / "scratch"
-        shutil.copytree(root, scratch, copy_function=copy_or_link)
-        damage(rng, scratch)
-        rule, split = rng.choice(rules_of(name)), rng.choice(SPLITS)
-        tally = Tally()
-        try:
-            examples = list(
-                importer(name).stream(scratch / whole.relative_to(root), tally, split=split, split_rule=rule)
-            )
-        except DataError:
-            refused += 1
-        else:
-            accepted += 1
-            assert tally.rows_read == rows_of(name, len(examples)) + tally.left_out
-            for example in examples:
-                require_line(example)
-        shutil.rmtree(scratch)
-    assert refused > 10
-    assert accepted > 10

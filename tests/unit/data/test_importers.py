@@ -147,6 +147,7 @@ def test_vqa_rad_survives_the_real_files_dirt(tmp_path: Path) -> None:
         rad_row(image="cut.png"),
         rad_row(answer=" "),
         rad_row(answer_type="MAYBE"),
+        rad_row(question="x" * (1 << 20)),
     ]
     folder = rad_folder(tmp_path, [], rows)
     (folder / "images" / "cut.png").write_bytes(encode_png(np.zeros((9, 9), np.uint8))[:40])
@@ -157,6 +158,7 @@ def test_vqa_rad_survives_the_real_files_dirt(tmp_path: Path) -> None:
         "image is unreadable": 1,
         "question or answer is empty": 1,
         "answer type is neither open nor closed": 1,
+        "its texts are longer than a line of a manifest may be": 1,
     }
     assert [item.answer for item in imported.examples] == ["yes", "4", "no"]
     assert [item.answer_type for item in imported.examples] == ["closed", "open", "closed"]

@@ -103,6 +103,8 @@ def test_rows_that_cannot_be_used_are_quarantined_for_a_reason(folder: Path) -> 
         dialogue(conversations=turns(("human", "q"), ("gpt", ""))),
         dialogue(conversations=turns(("human", "q"), ("gpt", marked))),
         dialogue(conversations=turns(("human", "<image> q <image>"), ("gpt", "a"))),
+        dialogue(conversations=turns(("human", "q" * 200_000), ("gpt", "a"))),
+        dialogue(conversations=turns(*[("human", "q"), ("gpt", "a")] * 257)),
     ]
     imported = importer("mmedagent").read(write(folder, rows), split="train")
     assert imported.quarantined == {
@@ -111,6 +113,8 @@ def test_rows_that_cannot_be_used_are_quarantined_for_a_reason(folder: Path) -> 
         "the speakers do not take turns, question and answer": 3,
         "question or answer is empty": 2,
         "a turn is too long, or holds a marker of its parts": 1,
+        "text is too long": 1,
+        "conversation has more than 256 answers": 1,
     }
     assert imported.rows_read == len(rows) and len(imported.examples) == 2 + 1
     assert imported.examples[2].question == "q"
