@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.faults import (  # noqa: F401
     cases_disk,
     cases_federation,
+    cases_held_out,
     cases_joining,
     cases_ledger,
     cases_registry,

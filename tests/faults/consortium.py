@@ -104,13 +104,14 @@ class Consortium:
         return float(moved.min()), float(moved.max())
 
 
-def make_consortium(lab: Lab, names: list[str], *overrides: str) -> Consortium:
-    """Hospitals that allow the run, and the run's folder with two public examples."""
-    base = checkpoint_sha256(ASSETS / EMBEDDED)
-    hospitals = {
-        name: make_hospital(lab, name, base_models=f"[{base}]", epsilon_budget="100.0", max_sample_rate="1.0")
-        for name in names
-    }
+def make_consortium(lab: Lab, names: list[str], *overrides: str, held_out: int = 0, **policy: str) -> Consortium:
+    """Hospitals that allow the run, with so many held-out patients each, and the run's folder with two public examples."""
+    policy = {
+        "base_models": f"[{checkpoint_sha256(ASSETS / EMBEDDED)}]",
+        "epsilon_budget": "100.0",
+        "max_sample_rate": "1.0",
+    } | policy
+    hospitals = {name: make_hospital(lab, name, held_out=held_out, **policy) for name in names}
     experiment = load_experiment(
         "demo", [f"partition.sites=[{','.join(names)}]", f"federation.deadline_s={DEADLINE_S}", *SMALL, *overrides]
     )

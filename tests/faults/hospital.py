@@ -37,6 +37,11 @@ class Hospital:
     answers: list[Any] = field(default_factory=list)
 
     @property
+    def hold_evaluation(self) -> Path:
+        """While this file is there, the stand-in's evaluation of held-out patients does not end."""
+        return self.socket.with_suffix(".hold_evaluation")
+
+    @property
     def hold(self) -> Path:
         """While this file is there, the stand-in's training does not end; a number in it is the first round that waits."""
         return self.socket.with_suffix(".hold")
@@ -119,15 +124,20 @@ def make_hospital(
     within: Path | None = None,
     witness: Path | None = None,
     patients: int = PATIENTS,
+    held_out: int = 0,
     **policy: str,
 ) -> Hospital:
-    """A hospital in `within` (a small disk, perhaps), its data on an ordinary one. Without `base_models` in `policy` it
-    allows the stand-in's; with `base_models=OWN` those of its site.yaml, which is the embedded model."""
+    """A hospital in `within` (a small disk, perhaps), its data on an ordinary one; `held_out` patients more for evaluations.
+    Without `base_models` in `policy` it allows the stand-in's; with `base_models=OWN` those of its site.yaml, which is the
+    embedded model."""
     data = lab.root / "data" / name
     write_manifest(data, phantom_examples(patients, sum(name.encode()), domain="hospital", split="train"))
     root = (within or lab.root) / name
     site = {"name": name, "data": str(data), "socket": str(lab.root / f"{name}.sock")}
     site |= {"witness": str(witness or lab.root / f"{name}.witness")}
+    if held_out:
+        others = phantom_examples(held_out, sum(name.encode()) + 1, domain="hospital", split="test")
+        site["held_out"] = str(write_manifest(lab.root / "held_out" / name, others).folder)
     policy = {"base_models": f"[{BASE_SHA256}]", "epsilon_budget": "8.0", **policy}
     create_site(root, site, {key: value for key, value in policy.items() if value != OWN})
     return Hospital(lab, root, lab.root / f"{name}.sock")
