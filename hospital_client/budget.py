@@ -17,10 +17,11 @@ from typing import Any
 
 from fedmed.data.manifest import read_pseudonyms
 from fedmed.errors import DataError
+from fedmed.held_out_plan import SUFFIX
 from fedmed.privacy.accounting import group_events
 from hospital_client.audit import finite
 from hospital_client.consent import read_consent, withdrawn
-from hospital_client.held_out import SUFFIX, cohort_name
+from hospital_client.held_out import cohort_name
 from hospital_client.ledger import Entries, Ledger
 from hospital_client.settings import SiteFolder
 

@@ -194,7 +194,7 @@ def plan(
     folder = load_site(directory)
     config = load_experiment(experiment) if experiment else None
     question = plan_cli.ask(given, config, solve_for, folder.policy.delta)
-    plan_cli.show(site_plan(question, folder, present_entries(folder)), as_json)
+    plan_cli.show(site_plan(question, folder, present_entries(folder), config), as_json)
 
 
 def _inside(path: Path, root: Path) -> str:

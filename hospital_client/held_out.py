@@ -19,12 +19,12 @@ from typing import Protocol
 
 from fedmed.data.manifest import Manifest, load_manifest
 from fedmed.errors import DataError
+from fedmed.held_out_plan import SUFFIX
 from fedmed.messages import EvaluateTask
 from fedmed.privacy.patient_scores import NoisyScores
 from hospital_client.cohort import Cohort
 from hospital_client.settings import SiteFolder
 
-SUFFIX = ".held_out"
 Score = Callable[[Callable[[], bool]], NoisyScores]
 
 

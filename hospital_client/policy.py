@@ -128,7 +128,7 @@ def check_evaluation(policy: Policy, task: EvaluateTask, num_patients: int) -> N
         breaches.append(problem)
     if not 1 <= task.max_new_tokens <= MOST_NEW_TOKENS:
         breaches.append(f"max_new_tokens={task.max_new_tokens}, expected 1 to {MOST_NEW_TOKENS}")
-    _refuse([*breaches, *_release_breaches(policy, task.privacy)])
+    _refuse([*breaches, *release_breaches(policy, task.privacy)])
     check_cohort(policy, num_patients, "held-out patients")
 
 
@@ -250,7 +250,7 @@ def _metrics_breaches(policy: Policy, privacy: PrivacySpec) -> list[str]:
     return []
 
 
-def _release_breaches(policy: Policy, privacy: ReleaseSpec) -> list[str]:
+def release_breaches(policy: Policy, privacy: ReleaseSpec) -> list[str]:
     """Of the privacy of an evaluation."""
     breaches, asked = [], privacy.noise_multiplier
     if not policy.allow_metrics:

@@ -76,6 +76,7 @@ def privacy_plan(
     from aggregator.privacy.plan_plot import check_format, save_plot
     from aggregator.privacy.spent import read_spent
     from fedmed.config import load_experiment
+    from fedmed.held_out_plan import with_evaluation
     from fedmed.privacy.planning import make_plan
 
     if plot:
@@ -83,6 +84,7 @@ def privacy_plan(
     ledger = read_spent(spent, cohort) if spent else None
     config = load_experiment(experiment) if experiment else None
     plan = make_plan(plan_cli.ask(given, config, solve_for, ledger.delta if ledger else None), ledger)
+    plan = with_evaluation(plan, config, ledger.cohort if ledger else "")
     plan_cli.show(plan, as_json)
     if plot:
         save_plot(plan, plot)

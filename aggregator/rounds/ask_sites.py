@@ -21,7 +21,6 @@ from aggregator.rounds.evaluation import (
     SiteSums,
     check_answer,
     commit_evaluation,
-    release_cost,
     told_scores,
 )
 from aggregator.rounds.exchange import Exchange
@@ -30,6 +29,7 @@ from aggregator.rounds.store import RoundStore
 from aggregator.watching.events import EventLog, printable
 from fedmed.config import Experiment
 from fedmed.errors import FederationError, FedMedError
+from fedmed.held_out_plan import release_cost
 from fedmed.messages import EvaluateTask, ReleaseSpec, encode, sha256_hex
 from fedmed.models.adapter import state_sha256
 from fedmed.models.encoding import encode_parts

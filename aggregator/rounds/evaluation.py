@@ -25,9 +25,7 @@ from aggregator.rounds.store import RoundRecord, RoundStore
 from fedmed.config import Experiment
 from fedmed.errors import FederationError
 from fedmed.files import write_json
-from fedmed.messages import EvaluateResult, EvaluateTask, Refusal, ReleaseSpec, decode
-from fedmed.privacy.accounting import PrivacyEvent, epsilon
-from fedmed.privacy.calibration import smallest_noise
+from fedmed.messages import EvaluateResult, EvaluateTask, Refusal, decode
 from fedmed.privacy.patient_scores import NoisyScores, Told, sums_problem, told
 
 EVALUATION_FILE = "evaluation.json"
@@ -88,30 +86,6 @@ class ToldScore:
     all: Told
     sites: Mapping[str, Told]
     worst: str
-
-
-def plan_evaluation(experiment: Experiment) -> ReleaseSpec:
-    """The privacy of the one release: its noise as given, or the least that stays within evaluation.epsilon.
-
-    Held-out patients are not trained on, so that it is the only event of the run that concerns them.
-
-    Raises:
-        PrivacyError: no noise reaches the asked epsilon.
-    """
-    privacy, asked = experiment.privacy, experiment.evaluation
-    noise = 0.0
-    if privacy.mode == "dp":
-        noise = asked.noise_multiplier or smallest_noise(
-            lambda value: [PrivacyEvent(value, 1.0, 1)], asked.epsilon, privacy.delta
-        )
-    return ReleaseSpec(privacy.mode, noise, privacy.delta, privacy.insecure_noise_seed)
-
-
-def release_cost(privacy: ReleaseSpec) -> float | None:
-    """Epsilon of the release at its delta; None where there is no guarantee."""
-    if not privacy.protects:
-        return None
-    return epsilon([PrivacyEvent(privacy.noise_multiplier, 1.0, 1)], privacy.delta)
 
 
 def evaluation_due(experiment: Experiment, store: RoundStore) -> bool:

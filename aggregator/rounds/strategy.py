@@ -35,7 +35,7 @@ from aggregator.aggregation.run import Aggregation
 from aggregator.joining.admitted import standing_warnings, why_absent
 from aggregator.rounds.ask_sites import Asking
 from aggregator.rounds.current import CurrentRound, Order, local_accuracy, site_report
-from aggregator.rounds.evaluation import evaluation_due, plan_evaluation
+from aggregator.rounds.evaluation import evaluation_due
 from aggregator.rounds.exchange import Exchange, Reply
 from aggregator.rounds.presence import Presence
 from aggregator.rounds.roster import Roster
@@ -46,6 +46,7 @@ from aggregator.watching.events import EventLog, printable
 from fedmed.config import Experiment
 from fedmed.errors import FederationError, FedMedError
 from fedmed.heap import tensors_apart, trim
+from fedmed.held_out_plan import plan_evaluation
 from fedmed.messages import encode, sha256_hex
 from fedmed.metrics.scores import Scores
 from fedmed.models.encoding import State, encode_parts

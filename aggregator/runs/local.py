@@ -25,12 +25,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator.rounds.evaluation import plan_evaluation, release_cost
 from aggregator.runs.folder import HELD_OUT
 from aggregator.runs.processes import Managed, ProcessGroup
 from aggregator.superlink.launcher import SUPERLINK, Superlink, flower_env, start_superlink, without_credentials
 from fedmed.config import Experiment
 from fedmed.errors import FederationError
+from fedmed.held_out_plan import plan_evaluation, release_cost
 from fedmed.models.checkpoint import checkpoint_path, checkpoint_sha256
 
 READY_TIMEOUT_S = 180.0

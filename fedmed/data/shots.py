@@ -23,7 +23,7 @@ def with_public_shots(examples: Sequence[Example], pool: Sequence[Example], shot
     """Each example with `shots` of the public `pool` before it, of its own task, drawn by the seed and the example's place.
 
     Raises:
-        DataError: the pool has fewer of an example's task, its own patient aside.
+        DataError: the pool has fewer of an example's task that show none of its images.
     """
     if not shots:
         return list(examples)
@@ -32,16 +32,15 @@ def with_public_shots(examples: Sequence[Example], pool: Sequence[Example], shot
         by_task.setdefault(known.task, []).append(known)
     found = []
     for place, example in enumerate(examples):
-        fit = by_task.get(example.task, [])
-        draws = random.Random(f"shots/{seed}/{place}")  # noqa: S311  repeatable; nothing is hidden
-        drawn = draws.sample(fit, min(len(fit), shots + 1))
-        others = [known for known in drawn if known.images != example.images][:shots]
-        if len(others) < shots:
+        own = set(example.images)
+        fit = [known for known in by_task.get(example.task, []) if own.isdisjoint(known.images)]
+        if len(fit) < shots:
             raise DataError(
-                f"the public pool has {len(fit)} examples of task {example.task}, expected more than {shots}",
+                f"the public pool has {len(fit)} examples of task {example.task} with other images, expected {shots}",
                 "set data.shots lower, or take a source with a larger validation split",
             )
-        found.append(shown_before(others, example))
+        draws = random.Random(f"shots/{seed}/{place}")  # noqa: S311  repeatable; nothing is hidden
+        found.append(shown_before(draws.sample(fit, shots), example))
     return found
 
 

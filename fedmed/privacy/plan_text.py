@@ -14,7 +14,7 @@ import dataclasses
 import math
 from typing import Any
 
-from fedmed.privacy.planning import Ledger, Plan, RoundCost
+from fedmed.privacy.planning import HeldOut, Ledger, Plan, RoundCost
 
 _NAMES = {"noise_multiplier": "noise", "local_steps": "steps a round", "sample_rate": "sample rate"}
 # Rows of a long table: the first ones, the last ones, and some between.
@@ -71,11 +71,25 @@ def _details(plan: Plan) -> list[str]:
                 f"{plan.epsilon - plan.training_epsilon:.3g} on top of the training's {plan.training_epsilon:.4g}",
             )
         )
+    if plan.held_out:
+        rows.append(("held-out patients", _held_out(plan.held_out)))
     scope = "without the cap, " if run.max_patients else ""
     rows.append(
         ("cross-check", f"{scope}PLD {check.pld:.4g}, PRV at most {check.prv:.4g}: {check.difference:.1%} apart")
     )
     return [f"  {name:18} {text}" for name, text in rows]
+
+
+def _held_out(asked: HeldOut) -> str:
+    """Of the federated evaluation, which is no part of the run's epsilon."""
+    text = (
+        f"cohort {asked.cohort}, asked once at the end: noise {asked.noise_multiplier:g}, epsilon {asked.epsilon:.4g}, "
+        f"delta {asked.delta:g}; patients who are trained on lose nothing by it"
+    )
+    if asked.total is None or asked.budget is None:
+        return text
+    verdict = "fits" if asked.total <= asked.budget else "DOES NOT FIT"
+    return f"{text}; with it {_epsilon(asked.total)} of {asked.budget:g}: {verdict}"
 
 
 def _table(plan: Plan) -> list[str]:

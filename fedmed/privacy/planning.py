@@ -102,9 +102,27 @@ class Ledger:
         return self.total <= self.budget
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """What the federated evaluation costs patients who are not trained on: one release of them all, at `delta`.
+
+    `total`, `budget`: of their cohort with it, at the ledger's delta; None where the ledger is not known.
+    """
+
+    cohort: str
+    noise_multiplier: float
+    epsilon: float
+    delta: float
+    total: float | None = None
+    budget: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run's privacy, whole. `training_epsilon`, `metrics_epsilon`: of the two parts, each on its own."""
+    """A run's privacy, whole. `training_epsilon`, `metrics_epsilon`: of the two parts, each on its own.
+
+    `held_out`: what comes beside it, for other patients; None without a federated evaluation.
+    """
 
     run: Run
     solved_for: str
@@ -118,6 +136,7 @@ class Plan:
     check: CrossCheck
     ledger: Ledger | None
     warnings: tuple[str, ...]
+    held_out: HeldOut | None = None
 
 
 def make_plan(question: Question, spent: Spent | None = None) -> Plan:

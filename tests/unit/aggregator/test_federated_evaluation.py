@@ -13,9 +13,7 @@ from aggregator.rounds.evaluation import (
     EVALUATION_FILE,
     EvaluationRecord,
     evaluation_due,
-    plan_evaluation,
     read_evaluation,
-    release_cost,
     told_scores,
 )
 from aggregator.rounds.exchange import LocalExchange
@@ -25,6 +23,7 @@ from aggregator.rounds.tasks import plan_privacy
 from aggregator.watching.events import EventLog, read_events
 from fedmed.config import Experiment, load_experiment
 from fedmed.errors import ConfigError
+from fedmed.held_out_plan import plan_evaluation, release_cost
 from fedmed.messages import EvaluateResult, EvaluateTask, Refusal, decode, encode, sha256_hex
 from fedmed.metrics.scores import Scores
 from fedmed.privacy.accounting import PrivacyEvent, epsilon

@@ -74,6 +74,28 @@ def test_an_experiment_gives_what_no_option_does() -> None:
     assert (rate["solved_for"], rate["run"]["sample_rate"]) == ("epsilon", 0.1)
 
 
+@pytest.fixture
+def asking(tmp_path: Path) -> Path:
+    """An experiment that asks the held-out patients once."""
+    path = tmp_path / "asking.yaml"
+    path.write_text("name: asking\nevaluation:\n  federated: true\n  epsilon: 0.8\n")
+    return path
+
+
+def test_held_out_patients_have_a_line_of_their_own_beside_the_run(asking: Path, spent: Path) -> None:
+    alone, plan = planned("demo", "--noise", "2"), planned(asking, "--noise", "2")
+    held_out = plan["held_out"]
+    assert alone["held_out"] is None
+    assert held_out["epsilon"] == epsilon([PrivacyEvent(held_out["noise_multiplier"], 1.0, 1)], plan["delta"]) <= 0.8
+    assert (held_out["cohort"], held_out["delta"], held_out["total"]) == ("COHORT.held_out", plan["delta"], None)
+    other = planned(asking, "--noise", "2", "--delta", "1e-6")["held_out"]
+    assert other["delta"] == 1e-6 and other["noise_multiplier"] > held_out["noise_multiplier"]
+    text = invoke(asking, "--noise", "2", "--spent", spent).stdout
+    (line,) = (line for line in text.splitlines() if "held-out patients" in line)
+    assert f"cohort north.held_out, asked once at the end: noise {held_out['noise_multiplier']:g}, epsilon 0." in line
+    assert "lose nothing by it" in line and "held-out" not in invoke("demo", "--noise", "2").stdout
+
+
 @pytest.mark.parametrize(("name", "head"), [("plan.svg", b"<?xml"), ("plan.png", b"\x89PNG")])
 def test_the_plot_is_a_picture_of_the_kind_that_its_name_says(
     spent: Path, tmp_path: Path, name: str, head: bytes

@@ -35,8 +35,23 @@ def test_shots_are_of_the_questions_task_and_the_same_every_time() -> None:
     assert found != with_public_shots(examples, pool, 2, seed=5)
     assert all(len(item.history) == 2 for item in found)
     assert examples[1].images[0] not in found[1].images[:-1]
-    with pytest.raises(DataError, match="the public pool has 1 examples of task report, expected more than 2"):
+    with pytest.raises(DataError, match="the public pool has 1 examples of task report with other images, expected 2"):
         with_public_shots([replace(examples[0], task="report")], pool, 2, seed=4)
+
+
+def test_a_pool_with_many_questions_about_the_same_image_serves_all_who_do_not_show_it() -> None:
+    """VQA-RAD asks ten questions about an image: most of a draw may show the example's own."""
+    asked, others = record(1, 3, 1), [record(9, seed, 1) for seed in (20, 21)]
+    pool = [*(replace(asked, patient="9", question=f"{number}?") for number in range(30)), *others]
+    for seed in range(20):
+        (found,) = with_public_shots([asked], pool, 2, seed=seed)
+        assert set(found.images[:-1]) == {other.images[0] for other in others}
+
+
+def test_questions_without_an_image_get_them_too() -> None:
+    pool = [replace(record(9, seed, 1), images=(), question=f"{seed}?") for seed in range(4)]
+    (found,) = with_public_shots([replace(record(1, 3, 1), images=())], pool, 2, seed=0)
+    assert len(found.history) == 2 and not found.images
 
 
 def test_a_federation_on_this_machine_gets_them(tmp_path: Path) -> None:
