@@ -33,7 +33,8 @@ def site_plan(question: Question, folder: SiteFolder, entries: Entries, experime
     """
     cohort = folder.settings.cohort
     plan = make_plan(question, _spent(cohort, folder, entries))
-    plan = with_evaluation(plan, experiment, cohort, _spent(cohort_name(folder), folder, entries))
+    others = _spent(cohort_name(folder), folder, entries) if folder.held_out else None
+    plan = with_evaluation(plan, experiment, cohort, others)
     refused = [f"the site's policy would refuse it: {breach}" for breach in _breaches(folder.policy, plan)]
     if plan.held_out:
         refused += _held_out_notes(folder, plan.held_out)

@@ -65,29 +65,44 @@ def test_what_does_not_fit_or_is_not_allowed_is_said(site: Path) -> None:
     assert "max_patients=9, expected 0: the patient count is hidden" in notes[0]
 
 
-def test_held_out_patients_have_their_own_cohort_budget_and_refusals(site: Path, tmp_path: Path) -> None:
-    experiment = tmp_path / "asking.yaml"
-    experiment.write_text("name: asking\nevaluation:\n  federated: true\n  epsilon: 1.0\n")
-    asking = ["--experiment", str(experiment), "--noise", "1.2"]
+@pytest.fixture
+def asking(tmp_path: Path) -> list[str]:
+    """A run that asks the held-out patients once."""
+    path = tmp_path / "asking.yaml"
+    path.write_text("name: asking\nevaluation:\n  federated: true\n  epsilon: 1.0\n")
+    return ["--experiment", str(path), "--noise", "1.2"]
+
+
+def test_held_out_patients_have_their_own_cohort_and_budget(site: Path, asking: list[str], tmp_path: Path) -> None:
+    write_manifest(tmp_path / "others", phantom_examples(25, 1, domain="hospital", split="test"))
+    text = (site / "site.yaml").read_text()
+    assert 'held_out: ""' in text
+    (site / "site.yaml").write_text(text.replace('held_out: ""', f"held_out: {tmp_path / 'others'}"))
     first = planned(site, *asking)["held_out"]
-    assert (first["cohort"], first["budget"]) == ("north.held_out", 4.0)
-    assert first["epsilon"] == first["total"] <= 1.0
+    assert (first["cohort"], first["delta"], first["budget"]) == ("north.held_out", 1e-5, 4.0)
+    assert first["epsilon"] == first["total"] <= 1.0  # not on top of what the patients have spent who are trained on
     ledger, noise = Ledger(load_site(site).ledger), first["noise_multiplier"]
     asked = Spending("north.held_out", "run-1", 5, "b" * 64, noise, 1.0, 1, 1e-5)
-    ledger.reserve(asked, budget=4.0, delta=1e-5, fingerprint="f")
+    ledger.reserve(asked, budget=9.0, delta=1e-5, fingerprint="f")
     ledger.close()
     plan = planned(site, *asking)
     assert plan["held_out"]["total"] == epsilon([PrivacyEvent(noise, 1.0, 2)], 1e-5) > first["total"]
     assert plan["ledger"]["spent"] == epsilon(HELD, 1e-5)  # whoever is trained on lost nothing
+    shown = run("plan", site, *RUN, *asking).stdout
+    assert f"cohort north.held_out, asked once at the end: noise {noise:g}, epsilon {first['epsilon']:.4g}" in shown
+    assert f"with it {plan['held_out']['total']:.3f} of 4: fits" in shown
+
+
+def test_a_site_that_would_not_answer_the_evaluation_says_why(site: Path, asking: list[str]) -> None:
+    plan = planned(site, *asking)
     notes = "\n".join(plan["warnings"])
+    assert plan["held_out"]["total"] is None
     assert (
         "would refuse the evaluation: an evaluation of held-out patients, expected none (allow_metrics is false)"
         in notes
     )
     assert "would refuse the evaluation: site.yaml names no manifest as held_out" in notes
-    text = run("plan", site, *RUN, *asking, "--delta", "1e-5").stdout
-    assert f"cohort north.held_out, asked once at the end: noise {noise:g}" in text
-    assert f"with it {plan['held_out']['total']:.3f} of 4: fits" in text
+    assert not any("evaluation" in note for note in planned(site, "--noise", "1.2")["warnings"])
 
 
 def test_what_the_consortium_may_have_names_no_count_of_patients(site: Path, tmp_path: Path) -> None:
