@@ -185,6 +185,18 @@ def base_mapper(
     typer.echo("train it first: lora.modules_to_save=[multi_modal_projector]")
 
 
+@base_app.command("turns")
+def base_turns(
+    out: Annotated[Path, typer.Argument(help="folder to write the checkpoint to")],
+    seed: int = 0,
+) -> None:
+    """Teach fedmed-tiny to write tool turns when it is told which tool to use (minutes): the base of mmedagent_tiny."""
+    from fedmed.models.pretrain_turns import build_turns_base
+
+    build = build_turns_base(out, seed)
+    typer.echo(f"{out}: {build['metrics']}; sha256 {build['sha256']}")
+
+
 @base_app.command("hash")
 def base_hash(name: str) -> None:
     """Print the hash of a base model, as a site's policy lists it."""

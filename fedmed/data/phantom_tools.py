@@ -52,6 +52,8 @@ CLASSIFY = ("Does this chest X-ray show {}?", "Is {} visible in this image?", "I
 GROUND = ("Where {}?", "In which part of the image {}?")
 SEGMENT = ("How much of the image is lung?", "Outline the lungs.", "How large are the lungs?")
 LOOK_UP = ("What is {}?", "What does {} mean?")
+# What a turn says beside its call or its answer.
+WAIT, ANSWERED, NO_TOOL = "One moment.", "The tool has answered.", "No tool is needed."
 SMALL_TALK = {"Thank you.": "You are welcome.", "Hello.": "Hello.", "Which kind of image is this?": "A chest X-ray."}
 
 
@@ -76,6 +78,11 @@ def phantom_tool_examples(num_patients: int, seed: int, *, split: Split) -> Iter
             for kind in rng.choice(KINDS, DIALOGUES, replace=False):
                 case = _case(str(kind), drawn, index, rng)
                 yield from _examples(case, f"{split}-{start + index}", picture, str(kind), label, split)
+
+
+def needs(tool: str) -> str:
+    """The thought before a call."""
+    return f"I need {tool}."
 
 
 def _case(kind: str, drawn: Drawn, index: int, rng: np.random.Generator) -> _Case:
@@ -158,13 +165,13 @@ def _examples(case: _Case, patient: str, image: ImageRef, kind: str, label: str,
         )
 
     if case.action is None:
-        yield example(case.question, Turn("No tool is needed.", (), case.answer), "answer", NONE)
+        yield example(case.question, Turn(NO_TOOL, (), case.answer), "answer", NONE)
         return
-    call = example(case.question, Turn(f"I need {kind}.", (case.action,), "One moment."), "call", kind)
+    call = example(case.question, Turn(needs(kind), (case.action,), WAIT), "call", kind)
     yield call
     told = write_outputs([Output(kind, case.output)], case.question)
     before = Exchange(case.question, call.answer)
-    yield example(told, Turn("The tool has answered.", (), case.answer), "answer", NONE, before)
+    yield example(told, Turn(ANSWERED, (), case.answer), "answer", NONE, before)
 
 
 def _one(choices: tuple[str, ...], rng: np.random.Generator) -> str:
