@@ -52,7 +52,9 @@ def evaluate(
         resamples=resamples,
         model_scores=model_scores,
     )
-    folder = out or runs_dir / "evaluations" / _folder(model, dataset, options.split, options.shots)
+    folder = out or runs_dir / "evaluations" / evaluation_folder(
+        model, dataset, options.split, options.split_rule, options.shots
+    )
     registry = open_registry(uri, runs_dir.resolve())
     results = evaluate_model(model, dataset, options, registry, folder, lambda text: typer.echo(text, err=True))
     typer.echo(table(results))
@@ -79,5 +81,7 @@ def _line(name: str, row: Mapping[str, Any]) -> str:
     return f"{name:32} {estimate:>9}  {interval:16} {row['items']:6} {patients:>8}"
 
 
-def _folder(model: str, dataset: str, split: str, shots: int) -> str:
-    return re.sub(r"[^A-Za-z0-9_.@-]+", "-", "-".join([model, dataset, split, f"{shots}shot"])).strip("-.")
+def evaluation_folder(model: str, dataset: str, split: str, split_rule: str, shots: int) -> str:
+    """The folder of an evaluation: another one for whatever else is asked, so that none is written over another."""
+    words = [model, dataset, split, split_rule, f"{shots}shot"]
+    return re.sub(r"[^A-Za-z0-9_.@-]+", "-", "-".join(words)).strip("-.")
