@@ -28,6 +28,26 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+def case_row(**changes: Any) -> dict[str, Any]:
+    """A line of the importer `cases` with all its parts, but for what `changes` says is "left out"."""
+    fields = {
+        "patient": 17,
+        "question": "Has it grown?",
+        "answer": "yes",
+        "split": "train",
+        "indication": "follow-up",
+        "images": [
+            {"path": "then.png", "role": "prior", "days_before": 90, "modality": "CT"},
+            {"path": "now.png", "role": "current", "modality": "CT", "view": "axial"},
+        ],
+        "reports": [{"text": "A mass of 2 cm.", "days_before": 90}],
+        "laboratory": [{"test": "CRP", "value": 12, "unit": "mg/L", "reference": "0-5"}],
+        "genomics": [{"gene": "EGFR", "variant": "L858R", "significance": "pathogenic"}],
+        "ward": "3",
+    } | changes
+    return {key: value for key, value in fields.items() if value != "left out"}
+
+
 def save_images(folder: Path, *names: str) -> None:
     """A small picture of its own under each name; one that is there stays, since opening files takes longest here."""
     for seed, name in enumerate(names):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.helpers_importers import save_images, save_json, save_lines
+from tests.helpers_importers import case_row, save_images, save_json, save_lines
 from tests.helpers_public_sets import SOURCES, write_csv
 
 _SAID = ("What is shown? <image>", "A chest.", "Is it large?", "No.")
@@ -90,24 +90,7 @@ def labels(folder: Path) -> Path:
 
 def cases(folder: Path) -> Path:
     save_images(folder / "images", "now.png", "then.png")
-    rows = [
-        {
-            "patient": number,
-            "question": "Has it grown?",
-            "answer": "yes",
-            "split": split,
-            "indication": "follow-up",
-            "images": [
-                {"path": "then.png", "role": "prior", "days_before": 90, "modality": "CT"},
-                {"path": "now.png", "role": "current", "modality": "CT", "view": "axial"},
-            ],
-            "reports": [{"text": "A mass of 2 cm.", "days_before": 90}],
-            "laboratory": [{"test": "CRP", "value": 12, "unit": "mg/L", "reference": "0-5"}],
-            "genomics": [{"gene": "EGFR", "variant": "L858R", "significance": "pathogenic"}],
-            "ward": "3",
-        }
-        for number, split in enumerate(_SPLITS * 2)
-    ]
+    rows = [case_row(patient=number, split=split) for number, split in enumerate(_SPLITS * 2)]
     save_lines(folder / "cases.jsonl", rows)
     return folder
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from helpers_importers import (
+    case_row,
     quarantined,
     read_all,
     require_survives_bytes,
@@ -22,32 +23,13 @@ from fedmed.errors import DataError
 ENTRY = Cases()
 
 
-def row(**changes: Any) -> dict[str, Any]:
-    fields = {
-        "patient": 17,
-        "question": "Has it grown?",
-        "answer": "yes",
-        "split": "train",
-        "indication": "follow-up",
-        "images": [
-            {"path": "then.png", "role": "prior", "days_before": 90, "modality": "CT"},
-            {"path": "now.png", "role": "current", "modality": "CT", "view": "axial"},
-        ],
-        "reports": [{"text": "A mass of 2 cm.", "days_before": 90}],
-        "laboratory": [{"test": "CRP", "value": 12, "unit": "mg/L", "reference": "0-5"}],
-        "genomics": [{"gene": "EGFR", "variant": "L858R", "significance": "pathogenic"}],
-        "ward": "3",
-    } | changes
-    return {key: value for key, value in fields.items() if value != "left out"}
-
-
 def cases(folder: Path, *rows: Any) -> Path:
     save_images(folder / "images", "now.png", "then.png")
     return save_lines(folder / "cases.jsonl", list(rows))
 
 
 def test_a_case_is_one_example_with_its_images_at_their_marks(tmp_path: Path) -> None:
-    (item,) = read_all(ENTRY, cases(tmp_path, row()))
+    (item,) = read_all(ENTRY, cases(tmp_path, case_row()))
     assert item.question.split("\n") == [
         "Question: Has it grown?",
         "Current CT axial: <image>",
@@ -66,27 +48,29 @@ def test_a_case_is_one_example_with_its_images_at_their_marks(tmp_path: Path) ->
 
 def test_every_part_may_be_missing(tmp_path: Path) -> None:
     parts = ("images", "reports", "laboratory", "genomics", "indication", "ward")
-    rows = [row(**dict.fromkeys(parts, absent)) for absent in ("left out", None)]
-    rows.append(row(**{**{part: [] for part in parts}, "indication": "", "ward": ""}))
+    rows = [case_row(**dict.fromkeys(parts, absent)) for absent in ("left out", None)]
+    rows.append(case_row(**{**{part: [] for part in parts}, "indication": "", "ward": ""}))
     for item in read_all(ENTRY, save_json(tmp_path / "cases.json", rows)):
         assert (item.question, item.images, item.attributes["modalities"]) == ("Question: Has it grown?", (), "")
 
 
 def test_a_text_of_a_case_moves_no_image(tmp_path: Path) -> None:
     marked = [{"text": "See <image> and <ima<image>ge>.", "days_before": 90}]
-    (item,) = read_all(ENTRY, cases(tmp_path, row(reports=marked, question="Is <image> it?")))
+    (item,) = read_all(ENTRY, cases(tmp_path, case_row(reports=marked, question="Is <image> it?")))
     assert item.question.count("<image>") == 2 and "Prior report, 90 days before: See and <ima ge>." in item.question
 
 
 def test_whole_numbers_may_be_written_as_pandas_does(tmp_path: Path) -> None:
-    (item,) = read_all(ENTRY, cases(tmp_path, row(patient=17.0, reports=[{"text": "Clear.", "days_before": 90.0}])))
+    (item,) = read_all(
+        ENTRY, cases(tmp_path, case_row(patient=17.0, reports=[{"text": "Clear.", "days_before": 90.0}]))
+    )
     assert item.patient == "17" and "Prior report, 90 days before: Clear." in item.question
     with pytest.raises(DataError, match=r"reports\[0\]: days_before is float, expected a whole number from 0 on"):
-        read_all(ENTRY, cases(tmp_path, row(reports=[{"text": "Clear.", "days_before": 1.5}])))
+        read_all(ENTRY, cases(tmp_path, case_row(reports=[{"text": "Clear.", "days_before": 1.5}])))
 
 
 def test_choices_are_listed_and_a_letter_names_one(tmp_path: Path) -> None:
-    (item,) = read_all(ENTRY, cases(tmp_path, row(choices=["grown", "smaller"], answer="b")))
+    (item,) = read_all(ENTRY, cases(tmp_path, case_row(choices=["grown", "smaller"], answer="b")))
     assert (item.answer, item.choices, item.task) == ("smaller", ("grown", "smaller"), "choice")
     assert item.question.startswith("Question: Has it grown? Choices: A: grown B: smaller\n")
 
@@ -94,15 +78,15 @@ def test_choices_are_listed_and_a_letter_names_one(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_quarantined(tmp_path: Path) -> None:
     path = cases(
         tmp_path,
-        row(),
-        row(),
-        row(patient="None"),
-        row(images=[{"path": "gone.png"}]),
-        row(answer=" "),
-        row(question=""),
-        row(reports=[{"text": ""}]),
-        row(split="test"),
-        row(laboratory=[{"test": "CRP", "value": float("nan")}]),
+        case_row(),
+        case_row(),
+        case_row(patient="None"),
+        case_row(images=[{"path": "gone.png"}]),
+        case_row(answer=" "),
+        case_row(question=""),
+        case_row(reports=[{"text": ""}]),
+        case_row(split="test"),
+        case_row(laboratory=[{"test": "CRP", "value": float("nan")}]),
     )
     assert len(read_all(ENTRY, path)) == 1
     assert quarantined(ENTRY, path) == {
@@ -142,10 +126,10 @@ def test_what_cannot_be_used_is_quarantined(tmp_path: Path) -> None:
 )
 def test_row_and_place_of_another_kind_are_named(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(DataError, match=expected):
-        read_all(ENTRY, cases(tmp_path, row(), row(**changes)))
+        read_all(ENTRY, cases(tmp_path, case_row(), case_row(**changes)))
 
 
 def test_any_damage_is_told_or_quarantined(tmp_path: Path) -> None:
-    rows = [row(patient=number) for number in range(3)]
+    rows = [case_row(patient=number) for number in range(3)]
     require_survives_damage(ENTRY, rows, lambda content: cases(tmp_path, *content), times=300)
     require_survives_bytes(ENTRY, cases(tmp_path, *rows), tmp_path / "cases.jsonl", times=60)
