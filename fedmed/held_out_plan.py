@@ -33,9 +33,7 @@ def plan_evaluation(experiment: Experiment) -> ReleaseSpec:
     privacy, asked = experiment.privacy, experiment.evaluation
     noise = 0.0
     if privacy.mode == "dp":
-        noise = asked.noise_multiplier or smallest_noise(
-            lambda value: [PrivacyEvent(value, 1.0, 1)], asked.epsilon, privacy.delta
-        )
+        noise = asked.noise_multiplier or smallest_noise(lambda value: [_release(value)], asked.epsilon, privacy.delta)
     return ReleaseSpec(privacy.mode, noise, privacy.delta, privacy.insecure_noise_seed)
 
 
@@ -43,7 +41,7 @@ def release_cost(privacy: ReleaseSpec) -> float | None:
     """Epsilon of the release at its delta; None where there is no guarantee."""
     if not privacy.protects:
         return None
-    return epsilon([PrivacyEvent(privacy.noise_multiplier, 1.0, 1)], privacy.delta)
+    return epsilon([_release(privacy.noise_multiplier)], privacy.delta)
 
 
 def with_evaluation(plan: Plan, experiment: Experiment | None, cohort: str, spent: Spent | None = None) -> Plan:
@@ -59,7 +57,7 @@ def with_evaluation(plan: Plan, experiment: Experiment | None, cohort: str, spen
     if experiment is None or not experiment.evaluation.federated:
         return plan
     asked = replace(experiment, privacy=replace(experiment.privacy, delta=plan.delta))
-    event = PrivacyEvent(plan_evaluation(asked).noise_multiplier, 1.0, 1)
+    event = _release(plan_evaluation(asked).noise_multiplier)
     held_out = HeldOut(
         cohort=(cohort or "COHORT") + SUFFIX,
         noise_multiplier=event.noise_multiplier,
@@ -69,3 +67,8 @@ def with_evaluation(plan: Plan, experiment: Experiment | None, cohort: str, spen
         budget=spent.budget if spent else None,
     )
     return replace(plan, held_out=held_out)
+
+
+def _release(noise_multiplier: float) -> PrivacyEvent:
+    """Every held-out patient is asked, once."""
+    return PrivacyEvent(noise_multiplier, 1.0, 1)
