@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 sys.path.insert(0, str(Path(__file__).parent))  # tests/helpers_*.py: importlib mode does not put them on the path
 
 from helpers_device import DEVICE
+
+
+@pytest.fixture(autouse=True)
+def loggers_are_left_as_found() -> Iterator[None]:
+    """A test that leaves one of our loggers silent would fail those that come after it in its process, hours later."""
+    before = _our_loggers()
+    yield
+    after = _our_loggers()
+    assert {name: after[name] for name in before} == before
+    new = {name: state for name, state in after.items() if name not in before}
+    assert all(state == (logging.NOTSET, True, False, []) for state in new.values()), new
+
+
+def _our_loggers() -> dict[str, tuple[int, bool, bool, list[logging.Handler]]]:
+    """Level, propagation, disabled and handlers, by name."""
+    found = {name: logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("fedmed")}
+    return {name: (log.level, log.propagate, log.disabled, list(log.handlers)) for name, log in found.items()}
 
 
 @pytest.fixture

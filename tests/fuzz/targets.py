@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -66,7 +65,7 @@ from hospital_client.membership import pack
 from hospital_client.policy import Policy, check_evaluation, check_task
 from hospital_client.results import ResultStore
 from hospital_client.settings import SiteSettings
-from hospital_client.site import Site, log
+from hospital_client.site import Site
 from hospital_client.witness import JournalFiles, reconcile
 from tests.fuzz.dicom_target import dicom_target
 from tests.fuzz.importer_sources import LAYOUTS
@@ -115,7 +114,6 @@ def site_target(folder: Path) -> Target:
     results, policy = ResultStore(folder / "site" / "results"), example_policy()
     cohort = example_cohort(PATIENTS)
     site = Site("north", policy, cohort, ledger=ledger, audit=audit, results=results, trainer=EchoTrainer())
-    log.setLevel(logging.CRITICAL)  # it says every refusal
 
     def parse(frame: bytes) -> None:
         answer = site.handle(frame)
