@@ -3,12 +3,12 @@
     norms of the last rounds' updates -> factor x median       \\
     the task: optimizer, steps, noise, what was sent -> reach   } -> the smaller of the two
 
-| bound  | what it is                                                | in round 1 |
-| ------ | --------------------------------------------------------- | ---------- |
-| median | `federation.norm_bound` times the median of the norms of  | none       |
-|        | the last rounds' updates, as they came, before scaling    |            |
-| reach  | no honest site's optimizer can have moved farther in the  | the same   |
-|        | task's steps; for what it assumes, see the next table     |            |
+| bound  | what it is                                                | round 1 of a stage |
+| ------ | --------------------------------------------------------- | ------------------ |
+| median | `federation.norm_bound` times the median of the norms of  | none               |
+|        | the stage's last rounds' updates, as they came, unscaled  |                    |
+| reach  | no honest site's optimizer can have moved farther in the  | the same           |
+|        | task's steps; for what it assumes, see the next table     |                    |
 
 The median is sound while more than half of the replies are honest: then it lies among the honest norms. `reach` of n numbers
 that start at x, in the L2 norm; `rate`, T steps, beta1, weight decay w from the task:
@@ -24,7 +24,7 @@ that start at x, in the L2 norm; `rate`, T steps, beta1, weight decay w from the
 |           | longer with a probability below 2e-8 a step                                                                 |
 | otherwise | none: sgd without clipping, or with weight decay or FedProx, whose pull depends on where it is, or of a site |
 |           | that hides its patient count: it divides by its policy's least count, which we do not know; a decay that is |
-|           | no decay (rate w > 1). THEN ROUND 1 HAS NO BOUND, and a hostile site can spoil it                           |
+|           | no decay (rate w > 1). THEN A STAGE'S ROUND 1 HAS NO BOUND: a hostile site can spoil it                     |
 
 A layer's product moves by at most s (|dB| sigma(A) + sigma(B) |dA| + |dB| |dA|), with sigma the largest singular value. What
 rounding on the wire adds: bfloat16, both ways, 2^-8 of a number; int8, twice a step of 1/127 of the largest.

@@ -2,7 +2,7 @@
 
     aggregation = Aggregation(experiment)
     sent = aggregation.for_site(state, rank)                   # what a site starts from
-    current = aggregation.begin(number, state, memory, norms)
+    current = aggregation.begin(number, state, memory, norms, parts)
     taken = current.add(update, weight, sent, task, patients)  # once a reply, as it arrives
     state, memory = current.finish()
 
@@ -10,13 +10,15 @@
     -> mean -> server optimizer -> next state
 
 `memory` is what the aggregator itself carries from round to round (moments of a server optimizer): tensors by name, committed
-with the round. `norms` are those of the updates of earlier rounds, for the bound on this round's.
+with the round. `norms` are those of the updates of earlier rounds, for the bound on this round's. `parts` are those that the
+round trains, of the model (fedmed.models.kinds); none are all.
 
 | case                                    | result                                                              |
 | --------------------------------------- | ------------------------------------------------------------------- |
 | a reply that cannot be taken            | FederationError from `add`; the aggregate is as it was              |
 | an update longer than the bound         | scaled down towards what was sent, whatever the method; Taken says so |
 | nothing added                           | state and memory unchanged                                          |
+| a tensor of a part that is not trained  | it and its moments stay, whatever the sites returned of it          |
 | too few replies for the robust rule     | FederationError from `finish`; check_federation asks for a quorum   |
 |                                         | that is enough, and the round loop skips a round below the quorum   |
 | state, memory, what was sent            | never written to                                                    |
@@ -43,6 +45,7 @@ from aggregator.methods import get_method, least_replies, require_federation
 from fedmed.config import Experiment
 from fedmed.errors import FederationError
 from fedmed.messages import TrainTask
+from fedmed.models.kinds import part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,16 @@ class Aggregation:
             return state
         return first_rows(state, rank) if self.method.name == "flora" else refactor(state, rank)
 
-    def begin(self, number: int, state: Mapping[str, Tensor], memory: State, norms: Sequence[float]) -> RoundAggregate:
+    def begin(
+        self,
+        number: int,
+        state: Mapping[str, Tensor],
+        memory: State,
+        norms: Sequence[float],
+        parts: Sequence[str] = (),
+    ) -> RoundAggregate:
         """The aggregate of round `number`, which starts from `state`, as do the sites that are sent the same object."""
-        return RoundAggregate(self._experiment, number, state, memory, norms)
+        return RoundAggregate(self._experiment, number, state, memory, norms, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +103,13 @@ class RoundAggregate:
         state: Mapping[str, Tensor],
         memory: State,
         norms: Sequence[float],
+        parts: Sequence[str],
     ) -> None:
         self._federation, lora = experiment.federation, experiment.lora
         self._method = get_method(self._federation.method)
         self._returned = self._method.returned(number)
         self._scale = lora.alpha / lora.rank
-        self._state, self._memory = state, memory
+        self._state, self._memory, self._parts = state, memory, parts
         self._bound = median_bound(norms, self._federation.norm_bound)
         self._combiner = make_combiner(self._method, self._scale, experiment.seed, number)
         # By identity, which the tuples keep taken.
@@ -145,7 +156,16 @@ class RoundAggregate:
         if not self._taken:
             return dict(self._state), self._memory
         mean, memory = apply_server(self._federation.server, self._state, self._mean(), self._memory)
-        return self._combiner.result(self._state, mean), memory
+        result = self._combiner.result(self._state, mean)
+        return self._where_trained(self._state, result), self._where_trained(self._memory, memory)
+
+    def _where_trained(self, before: Mapping[str, Tensor], after: State) -> State:
+        """`after`, but for the tensors of parts that this round does not train: rounding, moments of the server's optimizer,
+        a method that factors all layers anew, or a site that returns something else would move them."""
+        if not self._parts:
+            return after
+        kept = {name: before[name] for name in before if part_of(name) not in self._parts}
+        return kept | {name: tensor for name, tensor in after.items() if part_of(name) in self._parts}
 
     def _shorten(
         self, update: dict[str, Tensor], sent: Mapping[str, Tensor], task: TrainTask | None, patients: int

@@ -61,7 +61,7 @@ def no_watch(look: Callable[[], None]) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-# The bound on an update is set by the lengths of the updates of so many rounds before.
+# The bound on an update is set by the lengths of the updates of so many rounds before, of the same stage.
 NORM_ROUNDS = 5
 
 
@@ -233,8 +233,11 @@ class Federation:
         orders, frames = {}, {}
         for rank in sorted(ranks):
             orders[rank], frames[rank] = self._order(place, self._aggregation.for_site(state, rank), rank)
-        norms = [report.update_norm for record in self.records[-NORM_ROUNDS:] for report in record.replies]
-        aggregate = self._aggregation.begin(place.number, state, self._memory, norms)
+        # Of this stage alone: with other parts, rates and records an update has another length.
+        alike = self.records[place.begin + 1 :][-NORM_ROUNDS:]
+        norms = [report.update_norm for record in alike for report in record.replies]
+        parts = place.stage.curriculum.parts
+        aggregate = self._aggregation.begin(place.number, state, self._memory, norms, parts)
         return CurrentRound(place, aggregate, orders, frames)
 
     def _order(self, place: Place, sent: Mapping[str, Tensor], rank: int) -> tuple[Order, bytes]:

@@ -44,7 +44,7 @@ from fedmed.models.core import add_core, law_of_up
 from fedmed.models.encoding import State as State
 from fedmed.models.encoding import decode_state as decode_state
 from fedmed.models.encoding import encode_state as encode_state
-from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, RESIDUAL, first_spread, kind_of
+from fedmed.models.kinds import LORA_A, LORA_B, LORA_R, PARTS, RESIDUAL, first_spread, kind_of, part_of
 from fedmed.models.residual import LINEAR, check_residuals, move_bases, put_back
 from fedmed.models.virtual import (
     COVERED,
@@ -57,21 +57,6 @@ from fedmed.models.virtual import (
 
 _PEFT_PREFIX = "base_model.model."
 _SAVED_PATH = ".modules_to_save.default"
-# A module belongs to the first part one of whose names is a component of its path: Qwen2.5-VL's merger lies inside
-# its `visual`, so the projector is looked for first.
-_PART_NAMES = {
-    "projector": ("multi_modal_projector", "connector", "merger"),
-    "vision_tower": ("vision_tower", "vision_model", "visual"),
-    "language_model": ("language_model", "text_model"),
-}
-
-
-def part_of(path: str) -> str | None:
-    """The part that a module path belongs to: language_model, projector, vision_tower; None for others (lm_head)."""
-    components = set(path.split("."))
-    if "lm_head" in components:
-        return None
-    return next((part for part, names in _PART_NAMES.items() if components & set(names)), None)
 
 
 def find_targets(model: nn.Module, spec: LoraSpec) -> list[str]:
@@ -121,7 +106,7 @@ def find_saved(model: nn.Module, spec: LoraSpec) -> list[str]:
                 f"lora.modules_to_save: {ending!r} matches no module with weights", "take the ending of a path"
             )
         if stray := [name for name in matching if part_of(name) is None and "lm_head" not in name.split(".")]:
-            raise ModelError(f"lora.modules_to_save: {stray[0]} belongs to no part of {sorted(_PART_NAMES)}")
+            raise ModelError(f"lora.modules_to_save: {stray[0]} belongs to no part of {list(PARTS)}")
         found.update(matching)
     return sorted(name for name in found if not _lies_in(name, found - {name}))
 

@@ -28,6 +28,13 @@ PLAIN = (LORA_A, LORA_B, SAVED)  # of ordinary LoRA
 TRAINED = (LORA_A, LORA_B, LORA_R, SAVED)  # what a site may be asked to train
 PARTS = ("language_model", "projector", "vision_tower")  # of a model
 KINDS = (LORA_A, LORA_B, LORA_R, RESIDUAL, SAVED)
+# A module belongs to the first part one of whose names is a component of its path: Qwen2.5-VL's merger lies inside
+# its `visual`, so the projector is looked for first.
+_PART_NAMES = {
+    "projector": ("multi_modal_projector", "connector", "merger"),
+    "vision_tower": ("vision_tower", "vision_model", "visual"),
+    "language_model": ("language_model", "text_model"),
+}
 
 
 def kind_of(key: str) -> str:
@@ -41,6 +48,14 @@ def kind_of(key: str) -> str:
     if key.endswith((".residual_up.weight", ".residual_down.weight")):
         return RESIDUAL
     return SAVED
+
+
+def part_of(path: str) -> str | None:
+    """The part that a module path belongs to: language_model, projector, vision_tower; None for others (lm_head)."""
+    components = set(path.split("."))
+    if "lm_head" in components:
+        return None
+    return next((part for part, names in _PART_NAMES.items() if components & set(names)), None)
 
 
 def layer_of(key: str) -> str:

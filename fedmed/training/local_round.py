@@ -44,12 +44,11 @@ from fedmed.models.adapter import (
     adapter_parameters,
     adapter_state,
     load_adapter_state,
-    part_of,
     reset_adapter,
     state_sha256,
 )
 from fedmed.models.base import BaseModel
-from fedmed.models.kinds import kind_of
+from fedmed.models.kinds import kind_of, part_of
 from fedmed.models.prompts import adapted_processor
 from fedmed.privacy.counts import NoisyCounts
 from fedmed.privacy.mechanism import Mechanism

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from fedmed.data.collate import IGNORE, Batch
 from fedmed.errors import PrivacyError
-from fedmed.models.adapter import part_of, stable_key
+from fedmed.models.adapter import stable_key
+from fedmed.models.kinds import part_of
 from fedmed.training.answers import answer_logits
 from fedmed.training.gradient_matrix import Matrix
 from fedmed.training.ownership import HINT, Owners

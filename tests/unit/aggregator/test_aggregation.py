@@ -135,6 +135,29 @@ def test_neither_the_incoming_state_nor_a_sites_tensors_are_written_to(name):
     assert all(torch.equal(own[key], old[key]) for own, old in zip(everything, before, strict=True) for key in own)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_of_parts_that_are_not_trained_nothing_moves(name):
+    """Not by a server's optimizer with moments of an earlier stage, nor by a site that returns something else."""
+    server = [] if name in ("fedsvd", "fedex_lora", "flexlora", "flora") else ["federation.server.name=fedavgm"]
+    aggregation = Aggregation(experiment_of(name, *server))
+    parts = ("multi_modal_projector", "language_model")
+    state = {
+        key.replace("model", part, 1): tensor
+        for seed, part in enumerate(parts)
+        for key, tensor in adapter(seed, core=METHODS[name].core).items()
+    }
+    memory = {f"first_moment.{key}": torch.ones_like(tensor) for key, tensor in state.items()} if server else {}
+    current = aggregation.begin(1, state, memory, [], ["projector"])
+    for index in range(3):
+        current.add(moved(state, aggregation.method.returned(1), index), 1.0, state)
+    after, kept = current.finish()
+    still = [key for key in state if "language_model" in key]
+    assert all(torch.equal(after[key], state[key]) for key in still)
+    assert not [key for key in after if "language_model" in key and key not in state]
+    assert not server or all(torch.equal(kept[f"first_moment.{key}"], memory[f"first_moment.{key}"]) for key in still)
+    assert any(key not in state or not torch.equal(after[key], state[key]) for key in after if key not in still)
+
+
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_weights_that_are_no_weights(weight):
     with pytest.raises(FederationError, match="weight"):

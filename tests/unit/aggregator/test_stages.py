@@ -113,6 +113,25 @@ def test_every_round_asks_for_what_its_stage_says(tmp_path: Path) -> None:
     assert plain_line(started[0]) == "round 1 of 5 (align): training at north, valley"
 
 
+def test_updates_are_bounded_by_those_of_their_own_stage(tmp_path: Path) -> None:
+    """A stage that trains more, or faster, than the one before moves farther, and no site of it lies."""
+    run = Run(tmp_path / "run", settings(tmp_path, STAGES, "federation.norm_bound=4"))
+    for fake in run.fakes.values():
+        fake.shift = 0.1
+    answer = run.answer
+
+    def faster(name: str, frame: bytes) -> bytes:
+        message = decode(frame)[0]
+        if isinstance(message, TrainTask):
+            run.fakes[name].shift = {3: 10.0, 5: 1000.0}.get(message.round, run.fakes[name].shift)
+        return answer(name, frame)
+
+    run.answer = faster  # type: ignore[method-assign]
+    run.go()
+    bounded = [event for event in read_events(run.folder / "events.jsonl") if event["kind"] == "bounded"]
+    assert [event["round"] for event in bounded] == [5, 5]
+
+
 def test_one_epsilon_pays_for_all_stages(tmp_path: Path) -> None:
     planned = ["privacy.noise_multiplier=0.0"]
     staged = settings(tmp_path, STAGES, *planned)

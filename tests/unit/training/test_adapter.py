@@ -24,11 +24,11 @@ from fedmed.models.adapter import (
     decode_state,
     find_targets,
     load_adapter_state,
-    part_of,
     remove_adapter,
     state_sha256,
 )
 from fedmed.models.base import BaseModel
+from fedmed.models.kinds import part_of
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99}
 

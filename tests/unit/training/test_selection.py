@@ -16,8 +16,9 @@ from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.schema import Example, Exchange
 from fedmed.errors import PrivacyError
 from fedmed.messages import Selection
-from fedmed.models.adapter import adapter_state, part_of
+from fedmed.models.adapter import adapter_state
 from fedmed.models.base import load_base
+from fedmed.models.kinds import part_of
 from fedmed.privacy.random import InsecureSeededRandom
 from fedmed.training.adapted import AdaptedBase
 from fedmed.training.local_round import LocalTrainer
