@@ -13,7 +13,7 @@ several keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,22 @@ def _read_overrides(overrides: Sequence[str]) -> DictConfig:
 
 
 def _merge(layers: list[DictConfig], where: str) -> Any:
+    merged, *others = layers
     with readable(where):
-        return to_plain(OmegaConf.merge(*layers), where)
+        for layer in others:
+            if clashes := list(_clashes(OmegaConf.to_container(merged), OmegaConf.to_container(layer))):
+                raise ConfigError(clashes, "configs/base.yaml lists every key with its unit and effect")
+            merged = OmegaConf.merge(merged, layer)  # type: ignore[assignment]
+        return to_plain(merged, where)
+
+
+def _clashes(known: Any, given: Any, path: str = "") -> Iterator[str]:
+    """Lists where there are groups of keys, and the other way round: OmegaConf merges neither, and does not say where it is."""
+    if isinstance(known, dict) and isinstance(given, dict):
+        for key in known.keys() & given.keys():
+            yield from _clashes(known[key], given[key], f"{path}.{key}" if path else f"{key}")
+    elif {type(known), type(given)} == {dict, list}:
+        yield f"{path}={given!r}: expected {'a group of keys' if isinstance(known, dict) else 'a list'}"
 
 
 def _fill_stages(data: Any) -> Any:

@@ -122,8 +122,9 @@ def _value(hint: Any, value: Any, rule: Any, path: str, problems: list[str]) -> 
             _check_rule(item, rule, path, problems)
         return tuple(value)
     if typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]):
-        if not isinstance(value, dict) or not all(isinstance(key, str) and key for key in value):
-            problems.append(f"{path}={value!r}: expected names, each with a group of keys")
+        wrong = [key for key in value if not (isinstance(key, str) and key)] if isinstance(value, dict) else value
+        if not isinstance(value, dict) or wrong:
+            problems.append(f"{path}={wrong!r}: expected names, each with a group of keys")
             return {}
         return {key: parse(typing.get_args(hint)[1], item, f"{path}.{key}", problems) for key, item in value.items()}
     if hint == dict[str, str]:
@@ -162,5 +163,8 @@ def _check_rule(value: Any, rule: Any, path: str, problems: list[str]) -> None:
         inside = (value > low if rule["above"] else value >= low) and (value < high if rule["below"] else value <= high)
         if not inside or value == float("inf"):
             ends = f"{'>' if rule['above'] else '>='} {low:g}"
-            ends += "" if high == float("inf") else f" and {'<' if rule['below'] else '<='} {high:g}"
+            if high != float("inf"):
+                ends += f" and {'<' if rule['below'] else '<='} {high:g}"
+            elif value == high:
+                ends += " and finite"
             problems.append(f"{path}={value!r}: expected {ends}")

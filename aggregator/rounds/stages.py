@@ -18,13 +18,15 @@ Rounds that were skipped for want of replies count as rounds, and have the score
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aggregator.rounds.store import RoundRecord
 from fedmed.data.difficulty import HARDEST
+from fedmed.errors import FederationError
 from fedmed.experiment import Curriculum, Stage
 from fedmed.messages import Selection
+from fedmed.models.kinds import part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,32 @@ class Verdict:
     ends_stage: bool
     keep: int | None = None
     reason: str = ""
+
+
+def require_stages(stages: Mapping[str, Stage], adapter: Iterable[str], *, validated: bool) -> None:
+    """What of the stages cannot be, told before any site is asked.
+
+    Args:
+        adapter: the keys of its tensors.
+        validated: whether there is a validation split.
+
+    Raises:
+        FederationError: a stage is judged and there is no split for it, or none of the tensors is in its parts.
+    """
+    if not validated and any(stage.curriculum.is_judged for stage in stages.values()):
+        raise FederationError(
+            "a stage is judged by a validation split, and there is none",
+            "set curriculum.patience=0 and curriculum.min_gain=-1",
+        )
+    there = {part_of(key) for key in adapter}
+    for name, stage in stages.items():
+        parts = stage.curriculum.parts
+        if parts and there.isdisjoint(parts):
+            raise FederationError(
+                f"{name or 'the run'}: curriculum.parts={list(parts)}: the adapter has no tensor to train in them, it has some in "
+                f"{sorted(part for part in there if part)}",
+                "name their layers in lora.targets, or the modules in lora.modules_to_save",
+            )
 
 
 def next_place(stages: Mapping[str, Stage], records: Sequence[RoundRecord]) -> Place | None:

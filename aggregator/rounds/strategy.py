@@ -39,7 +39,7 @@ from aggregator.rounds.evaluation import evaluation_due
 from aggregator.rounds.exchange import Exchange, Reply
 from aggregator.rounds.presence import Presence
 from aggregator.rounds.roster import Roster
-from aggregator.rounds.stages import Place, Verdict, judge, next_place
+from aggregator.rounds.stages import Place, Verdict, judge, next_place, require_stages
 from aggregator.rounds.store import RoundRecord, RoundStore
 from aggregator.rounds.tasks import check_reply, make_task, plan_privacy
 from aggregator.watching.events import EventLog, printable
@@ -87,15 +87,11 @@ def run_federation(
         validate: scores an adapter on the public validation split, by which stages are judged; None where no stage asks for that.
 
     Raises:
-        FederationError: a stage is judged and there is no `validate`; unknown method, too few sites at the start,
-            a store of another configuration, or a full disk.
+        FederationError: a stage is judged and there is no `validate`, or it trains nothing; unknown method, too few sites at
+            the start, a store of another configuration, or a full disk.
         PrivacyError: no noise reaches the asked epsilon.
     """
-    if validate is None and any(stage.curriculum.is_judged for stage in experiment.plan.values()):
-        raise FederationError(
-            "a stage is judged by a validation split, and there is none",
-            "set curriculum.patience=0 and curriculum.min_gain=-1",
-        )
+    require_stages(experiment.plan, initial, validated=validate is not None)
     federation = Federation(experiment, exchange, store, evaluate, validate, events, base_sha256)
     with watch(federation.look):
         federation.start(initial)

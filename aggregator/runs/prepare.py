@@ -21,6 +21,7 @@ from pathlib import Path
 from aggregator.runs.folder import EXPERIMENT_FILE, HELD_OUT, PUBLIC, VALIDATION
 from aggregator.runs.locks import COMMAND_LOCK, SERVER_LOCK, hold
 from fedmed.config import Experiment, to_dict
+from fedmed.data.difficulty import difficulty
 from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.partition import hold_out, partition
 from fedmed.data.schema import Example
@@ -66,20 +67,18 @@ def write_data(experiment: Experiment, folder: Path, *, with_sites: bool = True)
     """Write the public test manifest and, unless the sites are elsewhere, one manifest a hospital.
 
     Raises:
-        DataError: the source is not there, cannot be split as asked, or has no validation split and a stage is judged by it.
+        DataError: the source is not there, cannot be split as asked, has nothing to judge a stage by that is judged, or no
+            record that a stage trains on.
     """
     source = _with_shots(load_source(experiment.data, experiment.seed), experiment.data.shots, experiment.seed)
     test, val = (_scored(experiment, source.name, part) for part in (source.test, source.val))
     public = write_manifest(folder / PUBLIC, test)
-    if judged := [name or "the run" for name, stage in experiment.plan.items() if stage.curriculum.is_judged]:
-        if not val:
-            raise DataError(
-                f"{source.name} has no validation split, and {judged[0]} is judged by one",
-                "set curriculum.patience=0 and curriculum.min_gain=-1, or take another data.split",
-            )
+    if any(stage.curriculum.is_judged for stage in experiment.plan.values()):
+        _require_judged(experiment, source.name, val)
         write_manifest(folder / VALIDATION, val)
     sites: dict[str, Manifest] = {}
     if with_sites:
+        _require_records(experiment, source)
         rule = experiment.partition
         parts = partition(source.train, rule.sites, rule.scheme, rule.field, rule.alpha, experiment.seed)
         for site, part in parts.items():
@@ -110,6 +109,45 @@ def _scored(experiment: Experiment, source: str, examples: Sequence[Example]) ->
     if examples and not kept:
         raise DataError(f"evaluation.tasks={list(tasks)}: {source} has no public example of them")
     return kept
+
+
+def _require_judged(experiment: Experiment, source: str, val: Sequence[Example]) -> None:
+    """A metric without an item would be 0 in every round: patience would end the stage where it began."""
+    kinds = {example.answer_type for example in val}
+    for name, stage in experiment.plan.items():
+        if not stage.curriculum.is_judged:
+            continue
+        metric = stage.curriculum.metric
+        if not val:
+            raise DataError(
+                f"{source} has no validation split, and {name or 'the run'} is judged by one",
+                "set curriculum.patience=0 and curriculum.min_gain=-1, or take another data.split",
+            )
+        if (needed := metric.partition("_")[0]) in ("closed", "open") and needed not in kinds:
+            raise DataError(
+                f"{name or 'the run'}: curriculum.metric={metric}: {source} has no {needed} question to validate on",
+                "take curriculum.metric=accuracy, or other evaluation.tasks",
+            )
+
+
+def _require_records(experiment: Experiment, source: Source) -> None:
+    """A stage without any record would spend the patients' privacy on noise alone."""
+    for name, stage in experiment.plan.items():
+        wanted = stage.curriculum
+        grades = {
+            difficulty(example)
+            for example in source.train
+            if (not wanted.tasks or example.task in wanted.tasks)
+            and (not wanted.sources or example.source in wanted.sources)
+        }
+        asked = f"{name or 'the run'}: curriculum.tasks={list(wanted.tasks)}, sources={list(wanted.sources)}"
+        if not grades:
+            raise DataError(f"{asked}: {source.name} has no record of them to train on")
+        if wanted.grading == "text" and min(grades) > wanted.start_difficulty:
+            raise DataError(
+                f"{asked}: the easiest of these records has difficulty {min(grades)}, and the first round takes none above "
+                f"curriculum.start_difficulty={wanted.start_difficulty}"
+            )
 
 
 def _first_free(folder: Path) -> Path:

@@ -25,6 +25,7 @@ from fedmed.messages import TrainTask, decode
 from fedmed.metrics.scores import Scores
 from fedmed.wire.fake_site import FakeSite
 
+LAYER = "multi_modal_projector.m"
 FIXED = [
     "federation.method=fedavg",
     "partition.sites=[north,valley]",
@@ -72,7 +73,7 @@ class Run:
         exchange = LocalExchange(
             {name: lambda frame, name=name: self.answer(name, frame) for name in self.fakes}  # type: ignore[misc]
         )
-        start = {"m.lora_A.weight": torch.ones(2, 3), "m.lora_B.weight": torch.zeros(4, 2)}
+        start = {f"{LAYER}.lora_A.weight": torch.ones(2, 3), f"{LAYER}.lora_B.weight": torch.zeros(4, 2)}
         run_federation(
             self.experiment,
             exchange,
@@ -87,7 +88,7 @@ class Run:
 
     def moved(self, number: int) -> float:
         """The mean of B after a round: a round of training adds 1."""
-        return self.store.state(number)["m.lora_B.weight"].mean().item()
+        return self.store.state(number)[f"{LAYER}.lora_B.weight"].mean().item()
 
 
 def test_every_round_asks_for_what_its_stage_says(tmp_path: Path) -> None:
@@ -200,6 +201,16 @@ def test_a_stage_cannot_be_judged_without_a_validation_split(tmp_path: Path) -> 
     assert not (tmp_path / "run" / "rounds").exists()
 
 
+def test_a_stage_that_trains_no_tensor_is_told_before_anyone_is_asked(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", settings(tmp_path, {"align": {"curriculum": {"parts": ["vision_tower"]}}}))
+    with pytest.raises(
+        FederationError, match=r"align: curriculum\.parts=\['vision_tower'\]: the adapter has no tensor"
+    ) as told:
+        run.go()
+    assert "some in ['projector']" in told.value.message
+    assert not run.tasks and not (run.folder / "rounds").exists()
+
+
 def test_a_metric_that_has_no_item_counts_as_nothing(tmp_path: Path) -> None:
     experiment = load_experiment("demo", [*FIXED, "training.rounds=3", "curriculum.patience=1"])
     place = next_place(experiment.plan, [_record(0), _record(1)])
@@ -230,7 +241,10 @@ def test_a_metric_that_has_no_item_counts_as_nothing(tmp_path: Path) -> None:
             [],
             r"stages\.a\.curriculum\.start_share=0\.5: expected 1 with privacy\.mode=dp, since which records",
         ),
-        (["a"], [], "Cannot merge incompatible container types"),
+        (["a"], [], r"stages=\['a'\]: expected a group of keys"),
+        ({1: {}, "a": {}}, [], r"stages=\[1\]: expected names, each with a group of keys"),
+        ({}, ["federation.server=[a]"], r"federation\.server=\['a'\]: expected a group of keys"),
+        ({}, ["lora.targets.a=1"], r"lora\.targets=\{'a': 1\}: expected a list"),
     ],
 )
 def test_what_cannot_be_is_named(tmp_path: Path, stages: Any, overrides: list[str], expected: str) -> None:

@@ -62,3 +62,25 @@ def test_a_source_without_a_validation_split_cannot_judge(tmp_path: Path, monkey
     keys = ["data.source=phantom_course", "data.train_patients=30", "data.test_patients=10"]
     with pytest.raises(DataError, match="has no validation split, and the run is judged by one"):
         write_data(load_experiment("demo", [*keys, "curriculum.patience=1"]), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["tasks=[tool]"],
+            r"the run: curriculum\.tasks=\['tool'\], sources=\[\]: phantom_course has no record of them",
+        ),
+        (["sources=[phantom]"], r"sources=\['phantom'\]: phantom_course has no record of them to train on"),
+        (["tasks=[caption]", "start_difficulty=1"], r"difficulty \d, and the first round takes none above .*=1$"),
+        (
+            ["metric=open_f1", "patience=2"],
+            r"metric=open_f1: phantom_course has no open question to validate on",
+        ),
+    ],
+)
+def test_a_stage_that_nothing_can_come_of_is_refused(tmp_path: Path, overrides: list[str], expected: str) -> None:
+    keys = ["data.source=phantom_course", "data.train_patients=30", "data.test_patients=10", "evaluation.tasks=[vqa]"]
+    with pytest.raises(DataError, match=expected):
+        write_data(load_experiment("demo", [*keys, *(f"curriculum.{item}" for item in overrides)]), tmp_path / "run")
+    assert not (tmp_path / "run" / "sites").exists()
