@@ -76,6 +76,38 @@ def check(report: dict[str, Any], name: str) -> None:
     assert not any(item["left_out"] for item in report["rounds"])
 
 
+@pytest.mark.parametrize(
+    ("recipe", "stage", "epochs", "rate", "lora"),
+    [
+        ("llava_med", "align", 1, 2e-3, None),
+        (
+            "llava_med",
+            "instruct",
+            3,
+            2e-4,
+            None,
+        ),  # published for the whole decoder: 2e-5; LLaVA's own LoRA recipe: 2e-4
+        ("llava_med", "task", 3, 2e-4, None),
+        ("medvint", "", 5, 2e-5, (8, 32, ("q_proj", "v_proj"))),  # the two that PEFT takes of a LLaMA
+        ("prefix_vqa", "", None, 5e-3, (8, 32, ("q_proj", "v_proj"))),
+        ("mmedagent", "", 30, 2e-4, (128, 256, None)),
+    ],
+)
+def test_what_was_published_is_what_the_recipe_says(
+    recipe: str, stage: str, epochs: float | None, rate: float, lora: tuple[Any, ...] | None
+) -> None:
+    experiment = load_experiment(recipe)
+    training, spec = experiment.plan[stage].training, experiment.lora
+    passed = training.rounds * training.local_steps * experiment.privacy.sample_rate
+    assert epochs is None or passed == pytest.approx(epochs)
+    assert (training.learning_rate, training.optimizer, training.schedule) == (rate, "adamw", "cosine")
+    assert 0.015 < training.warmup_rounds / training.rounds < 0.2
+    if lora:
+        rank, alpha, targets = lora
+        assert (spec.rank, spec.alpha) == (rank, alpha)
+        assert targets is None or spec.targets == targets
+
+
 def test_every_recipe_has_its_published_and_its_tiny_file() -> None:
     for name in RECIPES:
         assert load_experiment(name).base_model.name != "fedmed-tiny"
