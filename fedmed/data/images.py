@@ -6,6 +6,7 @@
 | the image                                         | what happens                                        |
 | ------------------------------------------------- | --------------------------------------------------- |
 | PNG or JPEG of any mode                           | RGB; alpha is dropped                               |
+| EXIF says how the camera was held                 | turned upright, as every viewer shows it            |
 | 16 or 32 bits per pixel                           | scaled by its own maximum: many hold 12 bits only   |
 | zero bytes, cut off, another format, random bytes | DataError; a manifest quarantines its example       |
 | more than MAX_PIXELS or MAX_IMAGE_BYTES           | the same: refused before it is decoded              |
@@ -31,6 +32,16 @@ from fedmed.errors import DataError
 FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 1 << 26  # 67 megapixels: above any radiograph, far below what exhausts the memory
 MAX_IMAGE_BYTES = 1 << 28
+_ORIENTATION = 0x0112  # of EXIF: 1 is upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_image(ref: ImageRef, folder: Path | None) -> Image.Image:
@@ -70,8 +81,10 @@ def decode(data: bytes) -> Image.Image:
     """PNG or JPEG bytes as an RGB picture. Raises DataError for anything else."""
     try:
         image = _open(data)
+        turn = _turn(image)
         image.load()
-        return _to_rgb(image)
+        picture = _to_rgb(image)
+        return picture if turn is None else picture.transpose(turn)
     except Exception:  # noqa: BLE001  a decoder that meets hostile bytes raises nearly anything
         raise DataError("an image cannot be decoded", "expected a whole PNG or JPEG file") from None
 
@@ -89,9 +102,11 @@ def is_readable(data: bytes) -> bool:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height of PNG or JPEG bytes, by the header alone. Raises DataError for anything else."""
+    """Width and height of PNG or JPEG bytes once decoded, by the header alone. Raises DataError for anything else."""
     try:
-        return _open(data).size
+        image = _open(data)
+        lies = _turn(image) in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+        return (image.height, image.width) if lies else image.size
     except Exception:  # noqa: BLE001  as in decode
         raise DataError("an image cannot be decoded", "expected a whole PNG or JPEG file") from None
 
@@ -159,6 +174,16 @@ def _open(data: bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"an image of {image.width} x {image.height} pixels is too large")
     return image
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image whose header alone was read upright; None where it is, or its EXIF is no EXIF."""
+    if "exif" not in image.info:  # asking for it would decode a PNG
+        return None
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  as in decode; the pixels are there all the same
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

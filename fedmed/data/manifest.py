@@ -122,16 +122,16 @@ def write_manifest(folder: Path, examples: Iterable[Example], images_from: Path 
     """Write examples and their images into `folder`, streaming, and read the result back.
 
     Guarantees: `manifest.jsonl` appears last and whole, by rename; on an error nothing is left behind but empty
-    folders. New folders are 0700 and files 0600. Examples of one patient with the same image bytes share one file;
-    different patients never do, so that a file leads to one patient.
+    folders; files that another wrote are never touched. New folders are 0700 and files 0600. Examples of one patient with
+    the same image bytes share one file; different patients never do, so that a file leads to one patient.
 
     Args:
         folder: made when missing; must not hold a manifest.
         examples: their images are bytes, or paths relative to `images_from`.
 
     Raises:
-        DataError: the folder holds a manifest or cannot be written, an example breaks a rule of the format, or
-            there is none.
+        DataError: the folder holds a manifest or images or cannot be written, an example breaks a rule of the format,
+            or there is none.
     """
     path = folder / MANIFEST_NAME
     if path.exists():
@@ -142,7 +142,8 @@ def write_manifest(folder: Path, examples: Iterable[Example], images_from: Path 
         writer = _Writer(folder, images_from)
         try:
             writer.write(examples)
-            _require_examples(folder, writer.lines, writer.lines)
+            if not writer.lines:
+                raise DataError(f"there is no example to write into {folder}", "has the source rows of that split?")
         except BaseException:
             writer.discard()
             raise
@@ -212,7 +213,12 @@ class _Writer:
         self._part = folder / f"{MANIFEST_NAME}.part"
         self._paths: dict[tuple[str, bytes], str] = {}
         self.lines = 0
-        self.discard()  # what an interrupted import left: files of patients that no manifest names
+        if self._part.exists():
+            self.discard()  # what an interrupted import left: files of patients that no manifest names
+        elif any((folder / "images").iterdir()):
+            raise DataError(
+                f"{folder / 'images'} holds files", "choose a new folder: an import never mixes with others"
+            )
 
     def write(self, examples: Iterable[Example]) -> None:
         with _create(self._part) as file:
@@ -241,7 +247,8 @@ class _Writer:
         sync_folder(self._folder)
 
     def discard(self) -> None:
-        for path in [self._part, *(self._folder / "images").glob("[0-9]" * 6 + "*.[jp][pn]g")]:
+        """The lines go last: what lies beside them is then known for an import's own."""
+        for path in [*(self._folder / "images").glob("[0-9]" * 6 + "*.[jp][pn]g"), self._part]:
             path.unlink(missing_ok=True)
 
 
