@@ -65,7 +65,9 @@ def by_name(
             "look at the first rows of the source beside the layout in docs/data.md",
         ) from None
     without = sum(not example.images for example in manifest.examples)
-    typer.echo(f"{tally.rows_read} rows read, {len(manifest.examples)} examples of {manifest.num_patients} patients")
+    typer.echo(
+        f"{tally.rows_read} {split} rows read, {len(manifest.examples)} examples of {manifest.num_patients} patients"
+    )
     typer.echo(f"  {tally.left_out} rows left out" + (f"; {_in_line(tally.quarantined)}" if tally.left_out else ""))
     typer.echo(f"  {without} examples without an image")
     typer.echo(f"  manifest in {destination}")

@@ -32,8 +32,10 @@ from typing import cast
 
 from fedmed.data.case import ROLES, Case, CaseImage, Genomic, Laboratory, PriorReport, Role, lay_out, ordered_images
 from fedmed.data.importers.base import Importer, Tally, require_split
+from fedmed.data.importers.columns import given
 from fedmed.data.importers.rows import text, wrong_field
 from fedmed.data.importers.rowwise import (
+    TWO_SPLITS,
     Images,
     OneSplit,
     Row,
@@ -49,10 +51,11 @@ from fedmed.data.importers.rowwise import (
     table_rows,
     whole,
 )
-from fedmed.data.importers.tables import Seen, choices_of, chosen, split_of, task_of, who
+from fedmed.data.importers.tables import Seen, choices_of, chosen, said, split_of, task_of, who
 from fedmed.data.schema import Example, Split
 from fedmed.errors import DataError
 
+_REQUIRED = ("patient", "question", "answer")
 _KEYS = ("patient", "question", "answer", "images", "reports", "laboratory", "genomics", "indication", "answer_type")
 _OWN = {*_KEYS, "choices", "split", "task"}
 
@@ -71,7 +74,8 @@ class Cases(Importer):
         placing, seen = OneSplit(), Seen()
 
         def rows() -> Iterator[tuple[str, Row]]:
-            for where, row in table_rows(table):
+            for where, raw in table_rows(table):
+                row = {name: given(value) if name in _REQUIRED else value for name, value in raw.items()}
                 own = split_of(self.name, row, where, split_rule)
                 kept = placing.holds(who(row, where), own)
                 if own == kind:
@@ -84,17 +88,18 @@ class Cases(Importer):
         elsewhere = row.pop("_elsewhere")
         patient = patient_of(row, "patient", where)
         if elsewhere:
-            raise Unusable("patient is in another split, too")
+            raise Unusable(TWO_SPLITS)
         choices = choices_of(row, where)
         case = case_of(row, where, choices)
         answer = chosen(clean(row, "answer", where, (str, int, float)), choices)
         require_texts(answer)
+        kind = answer_type_of(optional(row, "answer_type", where), answer, choices)
         example = Example(
             patient=patient,
             images=tuple(images.load(image.name) for image in ordered_images(case)),
             question=lay_out(case),
-            answer=answer,
-            answer_type=answer_type_of(optional(row, "answer_type", where), answer, choices),
+            answer=said(answer, kind, choices),
+            answer_type=kind,
             task=task_of(row, where, choices),
             source=self.name,
             split=split,

@@ -28,6 +28,7 @@ OTHER_NAMES = {
     "split": (),
     "task": (),
 }
+_MISSING = ("", "nan", "NaN")
 SCALARS = (str, int, float, bool)
 
 
@@ -42,38 +43,48 @@ class Columns:
 
     def __init__(self, table: Path, question: str, required: tuple[str, ...] = ()) -> None:
         self._required = ("patient", "question", "answer", *required)
-        self._known = {name: standard for standard, others in OTHER_NAMES.items() for name in (*others, standard)}
         self._values: dict[str, str] = {"question": question} if question else {}
-        self._named: dict[str, str] = {}
-        for standard, meant in _mapping(table.with_name(COLUMNS_NAME)).items():
-            self._known = {name: known for name, known in self._known.items() if known != standard}
-            if isinstance(meant, str):
-                self._named[_folded(meant)] = standard
+        meant = _mapping(table.with_name(COLUMNS_NAME))
+        self._mapped = {folded(name) for name in meant.values() if isinstance(name, str)}
+        self._names: dict[str, tuple[str, ...]] = {}  # of each, in the order in which they are looked for
+        for standard, others in OTHER_NAMES.items():
+            named = meant.get(standard)
+            if isinstance(named, str):
+                self._names[standard] = (folded(named),)
+            elif named:
+                self._values[standard] = named["value"]
             else:
-                self._values[standard] = meant["value"]
-        self._known |= self._named
+                self._names[standard] = tuple(name for name in (standard, *others) if name not in self._mapped)
 
     def standard(self, row: Row, where: str) -> Row:
-        """The row under standard names; the others, as texts, under `_attributes`."""
-        if absent := len(self._named.keys() - {_folded(name) for name in row}):
+        """The row under standard names; the others, as texts, under `_attributes`. What is null or NaN is an empty text."""
+        columns = {folded(name): name for name in reversed(row)}  # the first of two that are the same
+        if absent := len(self._mapped - columns.keys()):
             raise DataError(f"{where} lacks {absent} of the columns that {COLUMNS_NAME} names")
-        found: Row = dict(self._values)
-        attributes: dict[str, str] = {}
-        for name, value in row.items():
-            standard = self._known.get(_folded(name))
-            if standard and standard not in found.keys() - self._values.keys():
-                found[standard] = value
-            elif value not in (None, "") and name.strip():
-                attributes[whole(name)] = whole(text(row, name, where, SCALARS))
+        held = {
+            standard: columns[there[0]]
+            for standard, names in self._names.items()
+            if (there := [name for name in names if name in columns])
+        }
+        found: Row = self._values | {standard: given(row[name]) for standard, name in held.items()}
         if missing := [name for name in self._required if name not in found]:
             raise DataError(
                 f"{where} has no column {', '.join(missing)}",
                 f"expected columns named {', '.join(OTHER_NAMES)}, or {COLUMNS_NAME} beside the table; see docs/data.md",
             )
-        return found | {"_attributes": attributes}
+        others = {name: row[name] for name in row.keys() - held.values() if given(row[name]) != "" and name.strip()}
+        texts = ((whole(name), whole(text(row, name, where, SCALARS))) for name in row if name in others)
+        return found | {"_attributes": dict(texts)}
 
 
-def _folded(name: str) -> str:
+def given(value: Any) -> Any:
+    """A value of a row; an empty text for null and NaN, by which pandas means that there is none."""
+    missing = value.strip() in _MISSING if isinstance(value, str) else value is None or value != value
+    return "" if missing else value
+
+
+def folded(name: str) -> str:
+    """A column's name as names are compared."""
     return "_".join(name.lower().split())
 
 

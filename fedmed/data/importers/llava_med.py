@@ -54,6 +54,7 @@ from fedmed.data.importers.rowwise import (
     require_texts,
     table_rows,
     whole,
+    without_ending,
     without_marks,
 )
 from fedmed.data.importers.sifting import plain_yes_no
@@ -64,7 +65,6 @@ _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 _KEYS = ("conversations", "conversatons")
 _ARTICLE_OF_ID = re.compile(r"(?:PMC)?\d+(?=_)")
 _ARTICLE_OF_IMAGE = re.compile(r"(?:PMC)?\d+(?=[_/])")
-_ENDING = re.compile(r"\.\w{1,5}$")
 _VQA_FILES: dict[str, Split] = {"train.json": "train", "val.json": "val", "test.json": "test"}
 
 
@@ -171,16 +171,12 @@ def _article(row: Row, where: str) -> str:
     for found in (_ARTICLE_OF_ID.match(given), _ARTICLE_OF_IMAGE.match(image)):
         if found:
             return found[0]
-    return _without_ending(image) or given or "unknown"
+    return without_ending(image) or given or "unknown"
 
 
 def _image_as_patient(row: Row, where: str) -> str:
     """The image's path without ending; a text alone is a patient of its own."""
-    return _without_ending(optional(row, "image", where)) or f"text-{where}"
-
-
-def _without_ending(image: str) -> str:
-    return _ENDING.sub("", image)
+    return without_ending(optional(row, "image", where)) or f"text-{where}"
 
 
 def _with_answer_type(example: Example, written: str) -> Example:

@@ -35,7 +35,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmed.data.importers.base import Importer, Tally, require_split
-from fedmed.data.importers.rowwise import MAX_ANSWERS, TOO_MANY_ANSWERS, Images, Row, Unusable, counted, table_rows
+from fedmed.data.importers.rowwise import (
+    MAX_ANSWERS,
+    TOO_MANY_ANSWERS,
+    Images,
+    Row,
+    Unusable,
+    counted,
+    table_rows,
+    without_ending,
+)
 from fedmed.data.schema import IMAGE_MARK, SPLITS, Example, Exchange, ImageRef, Split
 from fedmed.errors import DataError, TurnError
 from fedmed.tools import Dialogue, Turn, tools_of, write_turn
@@ -98,7 +107,7 @@ def _owner(row: Mapping[str, Any], where: str) -> str:
     """Who the dialogue is about: its image, or itself."""
     for field in ("image", "image_id", "id"):
         if type(row.get(field)) in (str, int) and (name := str(row[field]).strip()):
-            return Path(name).stem if field == "image" else name
+            return without_ending(name) if field == "image" else name
     return where
 
 

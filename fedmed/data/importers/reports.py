@@ -5,7 +5,8 @@
 | `iu_xray`, `mimic_cxr` | R2Gen (Chen et al., EMNLP 2020): annotation.json, {train, val, test: [{id, report, image_path:    |
 |                       | [...], split}]}, in MIMIC-CXR also subject_id and study_id; images/ beside it                     |
 | `findings_impression` | a table with the columns uid, findings, impression and perhaps indication, Problems, split, a      |
-|                       | patient (patient, subject_id); images in a column (filenames, image_path; `;` between several)     |
+|                       | patient (patient, patient_id, subject_id); images in a column (filenames, image_path; `;` between  |
+|                       | several; names are compared without case, `_` for spaces)                                          |
 |                       | or in a second table of uid, filename, projection, named like the first with `projections`         |
 |                       | for `reports`, as Open-i's (Demner-Fushman et al., JAMIA 2016) on Kaggle                           |
 
@@ -13,7 +14,8 @@ An example is a study: all its images, frontal ones first, a fixed instruction, 
 study has an indication the question opens with it; the instruction asks for the sections that the report has.
 
 Patient: subject_id (patient); else the subject in a MIMIC path (`p10/p10000032/s50414267/`); else the study: the report's
-number in an IU id (`CXR2384_IM-0942` is CXR2384), or the uid. IU X-Ray does not say which studies show the same person.
+number in an IU id (`CXR2384_IM-0942` is CXR2384), or the uid. IU X-Ray does not say which studies show the same person. Of a
+table that has a column of patients, a row without one is nobody's, and nobody is in two splits.
 
 Splits: R2Gen's own, the table's column; by hash of the patient where there is none, and under the rule `image`.
 
@@ -28,6 +30,7 @@ them become one, and a text of nothing else counts as empty. Attribute `deidenti
 | `nan` in place of an empty text                                                | empty                                  |
 | MIMIC paths with `files/` before them or not                                   | both are found                         |
 | a `split` that differs from the list it stands in                              | quarantined                            |
+| of a table: no patient in their column; another split than in his first row    | quarantined                            |
 """
 
 from __future__ import annotations
@@ -38,9 +41,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmed.data.importers.base import Importer, Tally, require_split
+from fedmed.data.importers.columns import OTHER_NAMES, folded
 from fedmed.data.importers.rows import json_rows
 from fedmed.data.importers.rowwise import (
+    NOBODY,
+    TWO_SPLITS,
     Images,
+    OneSplit,
     Row,
     Unusable,
     clean,
@@ -64,7 +71,8 @@ _LEFT = "X" * 4
 _DEIDENTIFIED = re.compile(rf"(?:{_LEFT}|_{{2,}})(?:[\s,/.]*(?:{_LEFT}|_{{2,}}))*")
 _IN_PATH = re.compile(r"(?:^|/)(p\d{8})/")
 _IU = re.compile(r"CXR\d+(?=_|$)")
-_UIDS, _PATIENTS, _FILES = ("uid", "study_id", "id"), ("patient", "subject_id"), ("filenames", "image_path")
+_UIDS, _FILES = ("uid", "study_id", "id"), ("filenames", "image_path")
+_PATIENTS = ("patient", *OTHER_NAMES["patient"])
 
 
 @dataclass(frozen=True)
@@ -116,19 +124,37 @@ class FindingsImpression(Importer):
         kind = require_split(self.name, split, split_rule)
         table = find_table(path, ("indiana_reports.csv", "iu_reports.csv", "reports.csv", "reports.jsonl"))
         listed = _projections(table)
-        rows = ((where, row) for where, row in table_rows(table) if self._split(row, where, split_rule) == kind)
-        images = _images(table.parent)
-        return counted(rows, lambda row, where: self._examples(row, where, listed, images, kind), tally)
+        placing = OneSplit()
 
-    def _split(self, row: Row, where: str, rule: str) -> str:
+        def rows() -> Iterator[tuple[str, Row]]:
+            for where, row in _table_rows(table):
+                patient = self._patient(row, where)
+                own = self._split(row, where, split_rule, patient)
+                kept = placing.holds(patient or where, own)
+                if own == kind:
+                    yield where, row | {"_patient": patient, "_elsewhere": not kept}
+
+        images = _images(table.parent)
+        return counted(rows(), lambda row, where: self._examples(row, where, listed, images, kind), tally)
+
+    def _patient(self, row: Row, where: str) -> str:
+        """Empty where the table has a column of patients and the row names nobody in it."""
+        has_column = any(field in row for field in _PATIENTS)
+        return _subject(row, where) if has_column else _patient(row, where)
+
+    def _split(self, row: Row, where: str, rule: str, patient: str) -> str:
         own = optional(row, "split", where).lower() if rule == "official" else ""
         if own and own not in SPLITS:
             raise DataError(f"{where}: split is another word, expected one of {', '.join(SPLITS)}, or nothing")
-        return own or hashed_split(self.name, _patient(row, where))
+        return own or hashed_split(self.name, patient or where)
 
     def _examples(
         self, row: Row, where: str, listed: Mapping[str, list[str]] | None, images: Images, split: Split
     ) -> list[Example]:
+        if not row["_patient"]:
+            raise Unusable(NOBODY)
+        if row["_elsewhere"]:
+            raise Unusable(TWO_SPLITS)
         sections = {name: _section(row, name, where) for name in ("findings", "impression")}
         if not {*sections} & {*row}:
             raise DataError(f"{where}: findings and impression are missing, expected one of them")
@@ -151,7 +177,7 @@ def _study(
     indication = _section(row, "indication", where)
     asked = INSTRUCTIONS[tuple(found)]
     attributes = {"images": str(len(names)), "deidentified": "yes" if _DEIDENTIFIED.search(answer) else "no"}
-    if problems := optional(row, "Problems", where):
+    if problems := optional(row, "problems", where):
         attributes["finding"] = "normal" if problems.lower() == "normal" else "abnormal"
     return Example(
         patient=_patient(row, where),
@@ -175,7 +201,7 @@ def _section(row: Row, field: str, where: str, *, required: bool = False) -> str
 
 def _patient(row: Row, where: str) -> str:
     """The subject, or the study where nobody says whose it is."""
-    if subject := patient_id(_first(row, _PATIENTS, where, required=False)):
+    if subject := _subject(row, where):
         return subject
     for name in _names(row, where):
         if found := _IN_PATH.search(name):
@@ -183,6 +209,10 @@ def _patient(row: Row, where: str) -> str:
     study = _first(row, _UIDS, where)
     report = _IU.match(study)
     return report[0] if report else study
+
+
+def _subject(row: Row, where: str) -> str:
+    return patient_id(_first(row, _PATIENTS, where, required=False))
 
 
 def _first(row: Row, fields: tuple[str, ...], where: str, *, required: bool = True) -> str:
@@ -203,13 +233,19 @@ def _names(row: Row, where: str) -> list[str]:
     return []
 
 
+def _table_rows(table: Path) -> Iterator[tuple[str, Row]]:
+    """The rows with their columns as names are compared; the first of two that are the same."""
+    for where, row in table_rows(table):
+        yield where, {folded(name): row[name] for name in reversed(row)}
+
+
 def _projections(table: Path) -> dict[str, list[str]] | None:
     """uid -> its files, frontal ones first, of the table's second; None where there is none."""
     second = table.with_name(table.name.replace("reports", "projections"))
     if second == table or not second.exists():
         return None
     found: dict[str, list[tuple[int, str]]] = {}
-    for where, row in table_rows(second):
+    for where, row in _table_rows(second):
         name = clean(row, "filename", where)
         side = optional(row, "projection", where).lower()
         found.setdefault(_first(row, _UIDS, where), []).append((("frontal", "lateral", side).index(side), name))

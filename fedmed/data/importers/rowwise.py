@@ -32,8 +32,12 @@ MAX_CHARACTERS = 150_000
 MAX_ANSWERS = 256  # of a conversation: each example repeats all that was said before, so that they grow with its square
 TOO_MANY_ANSWERS = f"conversation has more than {MAX_ANSWERS} answers"
 EMPTY = "question or answer is empty"
+NOBODY = "patient is empty, or a number that a spreadsheet has rounded"
+TWO_SPLITS = "patient is in another split, too"
 _TABLES = (".csv", ".tsv", ".json", ".jsonl")
 _NOBODY = ("", "nan", "none", "null", "na", "n/a", "-")  # what spreadsheets and pandas write for a missing patient
+_ROUNDED = re.compile(r"\d(?:[.,]\d+)?[eE]\+\d+")  # 1.23457E+11 stands for a million persons
+_ENDING = re.compile(r"\.\w{1,5}$")
 
 
 class Unusable(Exception):
@@ -134,7 +138,7 @@ class Images:
         self._folders = [FolderImages(folder) for folder in folders]
 
     def load(self, name: str) -> ImageRef:
-        """The file's bytes. Raises Unusable where it is missing or does not decode."""
+        """The file's bytes. Raises Unusable where its path leaves the folders, or it is missing or does not decode."""
         reason = MISSING
         for folder in self._folders:
             data, reason = folder.load(name.replace("\\", "/"))
@@ -183,19 +187,24 @@ def patient_of(row: Mapping[str, Any], field: str, where: str) -> str:
     """A patient's id: `12345.0`, as pandas writes whole numbers beside missing ones, is `12345`.
 
     Raises:
-        Unusable: it is empty, or what spreadsheets write in its place: nobody knows whose row it is.
+        Unusable: it is empty, or what spreadsheets write in its place, or rounded: nobody knows whose row it is.
     """
     found = patient_id(clean(row, field, where, (str, int, float)))
     if not found:
-        raise Unusable("patient is empty")
+        raise Unusable(NOBODY)
     return found
 
 
 def patient_id(written: str) -> str:
-    """As `patient_of`, of a text without stray spaces; empty where it names nobody."""
-    if written.lower() in _NOBODY:
+    """As `patient_of`, of a text without stray spaces; empty where it names nobody, or more than one."""
+    if written.lower() in _NOBODY or _ROUNDED.fullmatch(written):
         return ""
     return written.removesuffix(".0") if re.fullmatch(r"\d+\.0", written) else written
+
+
+def without_ending(image: str) -> str:
+    """An image's path as the name of its patient."""
+    return _ENDING.sub("", image)
 
 
 def answer_type_of(written: str, answer: str, choices: Sequence[str] = ()) -> AnswerType:

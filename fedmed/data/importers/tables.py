@@ -20,14 +20,17 @@
 | task                                         | as a manifest's; else `choice` with choices, `vqa` without                |
 | every other one                              | an attribute under its own name, where it is not empty                    |
 
-Names are compared without case and with `_` for spaces. Where a table has others, a file `columns.json` beside it says
+Names are compared without case and with `_` for spaces; of several that a table has, the first above counts and the others are
+attributes. Where a table has others, a file `columns.json` beside it says
 so: {"patient": "MRN", "question": {"value": "Is there a fracture?"}} - the column that holds it, or one value for all rows.
 
 | in a row                                                                  | what happens                           |
 | ------------------------------------------------------------------------- | -------------------------------------- |
 | a required column missing, a value of another type, an unknown split or task | DataError with row and column           |
-| patient empty, `nan` or the like; no question or answer; an image that is    | quarantined                             |
-| missing or does not decode; an answer that is no choice; equal choices       |                                         |
+| patient empty, `nan` or the like, or rounded (1.2E+11); no question or        | quarantined                            |
+| answer (null and `nan` are none); an image that is missing, does not decode   |                                        |
+| or lies outside the folder; an answer that is no choice; equal choices        |                                        |
+| `Yes`, `NO.` and the like as closed answers                                  | yes, no                                |
 | a patient whose first row is in another split                               | quarantined: nobody is in two           |
 | the row repeats another (patient, images, question, answer)                  | quarantined                             |
 """
@@ -35,6 +38,7 @@ so: {"patient": "MRN", "question": {"value": "Is there a fracture?"}} - the colu
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +50,7 @@ from fedmed.data.importers.columns import SCALARS, Columns
 from fedmed.data.importers.lettered import right_choice
 from fedmed.data.importers.rows import text, wrong_field
 from fedmed.data.importers.rowwise import (
+    TWO_SPLITS,
     Images,
     OneSplit,
     Row,
@@ -64,6 +69,7 @@ from fedmed.data.importers.rowwise import (
     whole,
     without_marks,
 )
+from fedmed.data.importers.sifting import plain_yes_no
 from fedmed.data.schema import IMAGE_MARK, SPLITS, TASKS, AnswerType, Example, Split, Task
 from fedmed.errors import DataError
 
@@ -114,7 +120,7 @@ class Table(Importer):
     def _example(self, row: Row, where: str, images: Images, seen: Seen, split: Split) -> Example:
         patient = patient_of(row, "patient", where)
         if row["_elsewhere"]:
-            raise Unusable("patient is in another split, too")
+            raise Unusable(TWO_SPLITS)
         names = names_of(row, "image", where)
         if self.labels and not names:
             raise Unusable("image is not named")
@@ -122,13 +128,14 @@ class Table(Importer):
         answer = chosen(clean(row, "answer", where, (str, int, float)), choices)
         asked = question_of(row, where, len(names))
         require_texts(asked, answer)
-        kind = answer_type_of(optional(row, "answer_type", where), answer, choices)
+        kind = self._kind(row, answer_type_of(optional(row, "answer_type", where), answer, choices))
+        answer = said(answer, kind, choices)
         example = Example(
             patient=patient,
             images=tuple(images.load(name) for name in names),
             question=listed(asked, choices),
             answer=answer,
-            answer_type=self._kind(row, kind),
+            answer_type=kind,
             task=task_of(row, where, choices),
             source=self.name,
             split=split,
@@ -180,12 +187,23 @@ def names_of(row: Row, field: str, where: str) -> list[str]:
     """The images that a row names: none, one, several."""
     if row.get(field) is None:
         return []
+    row = {field: _from_cell(row[field])}
     return [name.strip() for one in texts(row, field, where) for name in one.split(";") if name.strip()]
+
+
+def _from_cell(value: Any) -> Any:
+    """A JSON list that a cell of a CSV file holds; any other value as it is."""
+    if not isinstance(value, str) or not value.startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def choices_of(row: Row, where: str) -> tuple[str, ...]:
     """The choices, in order. Raises Unusable where two are the same or one is empty."""
-    value = row.get("choices")
+    value = _from_cell(row.get("choices"))
     if value in (None, ""):
         return ()
     listed = value.split("|") if isinstance(value, str) else value
@@ -205,6 +223,11 @@ def chosen(answer: str, choices: Sequence[str]) -> str:
     if isinstance(place, str):
         raise Unusable(place)
     return choices[place]
+
+
+def said(answer: str, kind: AnswerType, choices: Sequence[str]) -> str:
+    """A closed answer yes or no in one spelling."""
+    return plain_yes_no(answer) if kind == "closed" and not choices else answer
 
 
 def question_of(row: Mapping[str, Any], where: str, images: int) -> str:

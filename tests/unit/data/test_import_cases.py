@@ -18,6 +18,7 @@ from helpers_importers import (
 )
 
 from fedmed.data.importers.cases import Cases
+from fedmed.data.importers.rowwise import NOBODY, TWO_SPLITS
 from fedmed.errors import DataError
 
 ENTRY = Cases()
@@ -81,6 +82,8 @@ def test_what_cannot_be_used_is_quarantined(tmp_path: Path) -> None:
         case_row(),
         case_row(),
         case_row(patient="None"),
+        case_row(patient=None),
+        case_row(answer=None),
         case_row(images=[{"path": "gone.png"}]),
         case_row(answer=" "),
         case_row(question=""),
@@ -91,12 +94,12 @@ def test_what_cannot_be_used_is_quarantined(tmp_path: Path) -> None:
     assert len(read_all(ENTRY, path)) == 1
     assert quarantined(ENTRY, path) == {
         "repeats another row": 1,
-        "patient is empty": 1,
+        NOBODY: 2,
         "image is missing": 1,
-        "question or answer is empty": 1,
+        "question or answer is empty": 2,
         "question is empty": 1,
         "text is empty": 1,
-        "patient is in another split, too": 1,
+        TWO_SPLITS: 1,
         "value is empty": 1,
     }
 

@@ -18,6 +18,7 @@ from helpers_importers import (
 )
 
 from fedmed.data.importers.reports import INSTRUCTIONS, IU_XRAY, MIMIC_CXR, FindingsImpression
+from fedmed.data.importers.rowwise import NOBODY, TWO_SPLITS
 from fedmed.errors import DataError
 
 LEFT = "X" * 4  # what Open-i's de-identification puts in a word's place
@@ -200,12 +201,26 @@ def test_one_table_may_name_images_patients_and_splits(tmp_path: Path) -> None:
     found = TABLE.read(path, split="test")
     assert [(item.patient, len(item.images)) for item in found.examples] == [("7", 2)] * 2
     assert found.rows_read == 2
+    save_lines(path, [rows[0] | {"split": "train"}, *rows])
+    assert quarantined(TABLE, path) == {TWO_SPLITS: 2}
+    save_lines(path, [rows[0] | {"subject_id": written} for written in (None, "nan", 1e22)])
+    assert quarantined(TABLE, path) == {NOBODY: 3}
     save_lines(path, [rows[0] | {"split": "holdout"}])
     with pytest.raises(DataError, match="row 1: split is another word, expected one of train, val, test"):
         read_all(TABLE, path)
     save_lines(path, [{"uid": 1, "filenames": "a.png"}])
     with pytest.raises(DataError, match="row 1: findings and impression are missing"):
         read_all(TABLE, path)
+
+
+def test_columns_are_found_in_any_case(tmp_path: Path) -> None:
+    """A column that is not seen would make each study of a person a patient of its own."""
+    save_images(tmp_path, "a.png")
+    lines = ["UID,Patient ID,Findings ,Impression,FileNames", "1,P1,Clear.,Normal.,a.png", "2,P1,Better.,,a.png"]
+    (tmp_path / "reports.csv").write_text("\n".join(lines))
+    first, second = read_all(TABLE, tmp_path)
+    assert first.patient == second.patient == "P1"
+    assert (first.answer, second.answer) == ("Findings: Clear.\nImpression: Normal.", "Better.")
 
 
 def test_any_damage_is_told_or_quarantined(tmp_path: Path) -> None:

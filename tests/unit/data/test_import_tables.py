@@ -17,6 +17,8 @@ from helpers_importers import (
     save_lines,
 )
 
+from fedmed.data.importers.folder_images import OUTSIDE
+from fedmed.data.importers.rowwise import NOBODY, TWO_SPLITS
 from fedmed.data.importers.tables import IMAGE_FOLDER, TABLE
 from fedmed.errors import DataError
 
@@ -47,7 +49,7 @@ def test_a_row_is_a_question(tmp_path: Path) -> None:
     assert (first.patient, first.question, first.answer, first.answer_type) == (
         "17",
         "Is there a mass?",
-        "No",
+        "no",
         "closed",
     )
     assert (first.task, first.split, dict(first.attributes)) == ("vqa", "train", {"organ": "liver"})
@@ -70,6 +72,32 @@ def test_spreadsheets_write_tables_in_their_own_way(tmp_path: Path, header: str,
     (item,) = read_all(TABLE, table(tmp_path, [line], header, sign=sign))
     assert (item.patient, item.question, item.answer, len(item.images)) == ("17", "Is it, now?", "no", 1)
     assert not item.attributes
+
+
+def test_a_column_of_the_standard_name_counts_before_others_that_may_stand_for_it(tmp_path: Path) -> None:
+    """A radiologist's label beside the answer, a visit's id beside the patient's, in any order."""
+    header = "file,label,subject_id,patient_id,patient,image,question,answer"
+    (item,) = read_all(TABLE, table(tmp_path, ["gone.png,pneumonia,visit,old,P1,a.png,Is it?,yes"], header))
+    assert (item.patient, item.answer, len(item.images)) == ("P1", "yes", 1)
+    assert item.attributes["label"] == "pneumonia" and item.attributes["subject_id"] == "visit"
+    (item,) = read_all(TABLE, table(tmp_path, ["visit,P1,Is it?,yes"], "subject_id,Patient ID,question,answer"))
+    assert item.patient == "P1"
+
+
+def test_cells_hold_lists_as_lines_do(tmp_path: Path) -> None:
+    row = '17,"[""a.png"", ""ct/b.png""]",Is it?,B,"[""x"", ""[y""]"'
+    (item,) = read_all(
+        TABLE, table(tmp_path, [row, "18,a.png,Is it?,A,[z|y"], "patient,image,question,answer,choices")
+    )[:1]
+    assert (len(item.images), item.choices, item.answer) == (2, ("x", "[y"), "[y")
+
+
+def test_empty_columns_behind_the_last_are_not_there(tmp_path: Path) -> None:
+    header = "patient,image,question,answer,,"
+    path = table(tmp_path, ["17,a.png,Is it?,no,,", "18,a.png,Is it?,no", "19,a.png,Is it?,no,,,"], header)
+    assert [item.patient for item in read_all(TABLE, path)] == ["17", "18", "19"]
+    with pytest.raises(DataError, match="row 1 has 5 cells, expected 4"):
+        read_all(TABLE, table(tmp_path, ["17,a.png,Is it, now?,no"], header))
 
 
 def test_lines_hold_choices_marks_and_attributes(tmp_path: Path) -> None:
@@ -104,11 +132,18 @@ def test_the_dirt_of_tables(tmp_path: Path) -> None:
         row(),
         row(patient="nan"),
         row(patient=" "),
+        row(patient=None),
+        row(patient="1.23457E+11"),
+        row(patient=1e22),
         row(image="gone.png"),
         row(image="../table.jsonl"),
         row(answer=""),
         row(answer=float("nan")),
+        row(answer=None),
+        row(answer="NaN"),
         row(question=" "),
+        row(question="nan"),
+        row(answer="NO."),
         row(choices=["x", "y"]),
         row(choices=["x", "x"], answer="x"),
         row(answer_type="maybe"),
@@ -118,14 +153,15 @@ def test_the_dirt_of_tables(tmp_path: Path) -> None:
     )
     assert [item.patient for item in read_all(TABLE, path)] == ["p1", "12345"]
     assert quarantined(TABLE, path) == {
-        "repeats another row": 1,
-        "patient is empty": 2,
-        "image is missing": 2,
-        "question or answer is empty": 3,
+        "repeats another row": 2,
+        NOBODY: 5,
+        "image is missing": 1,
+        OUTSIDE: 1,
+        "question or answer is empty": 6,
         "answer is none of the choices": 1,
         "two choices are the same, one is empty, or there are more than letters": 1,
         "answer type is neither open nor closed": 1,
-        "patient is in another split, too": 1,
+        TWO_SPLITS: 1,
         "text is too long": 1,
     }
 
@@ -134,7 +170,7 @@ def test_the_dirt_of_tables(tmp_path: Path) -> None:
     ("changes", "expected"),
     [
         ({"patient": "left out"}, "table.jsonl row 2 has no column patient"),
-        ({"patient": None}, "row 2: patient is NoneType, expected str or int or float"),
+        ({"patient": ["p1"]}, "row 2: patient is list, expected str or int or float"),
         ({"question": 7}, "row 2: question is int, expected str"),
         ({"answer": ["no"]}, "row 2: answer is list, expected str or int or float"),
         ({"image": 7}, "row 2: image is int, expected a list of texts"),

@@ -14,6 +14,7 @@ import pytest
 
 from fedmed.data.images import encode_png, open_image
 from fedmed.data.importers import IMPORTERS, importer, register
+from fedmed.data.importers.folder_images import OUTSIDE
 from fedmed.data.importers.medmnist import PNEUMONIA, Label, MedMnist
 from fedmed.data.importers.vqa_rad import VqaRad, image_share
 from fedmed.errors import DataError
@@ -154,7 +155,8 @@ def test_vqa_rad_survives_the_real_files_dirt(tmp_path: Path) -> None:
     imported = VqaRad().read(folder, split="test")
     assert imported.rows_read == len(rows)
     assert imported.quarantined == {
-        "image is missing": 2,
+        "image is missing": 1,
+        OUTSIDE: 1,
         "image is unreadable": 1,
         "question or answer is empty": 1,
         "answer type is neither open nor closed": 1,

@@ -25,6 +25,7 @@ from helpers_public_sets import (
 
 from fedmed.data.images import open_image
 from fedmed.data.importers import importer
+from fedmed.data.importers.folder_images import OUTSIDE
 from fedmed.data.importers.lettered import CONTRADICTS, NOT_A_CHOICE, right_choice, unlettered
 from fedmed.data.importers.medmnist import SETS
 from fedmed.data.importers.sifting import ELSEWHERE
@@ -50,7 +51,8 @@ def test_slake_gives_each_language_its_rows_and_survives_the_dirt(tmp_path: Path
     assert english.rows_read == 7
     assert english.quarantined == {
         "language is neither en nor zh": 1,
-        "image is missing": 2,
+        "image is missing": 1,
+        OUTSIDE: 1,
         "question or answer is empty": 1,
         "answer type is neither open nor closed": 1,
     }

@@ -11,6 +11,7 @@ import pytest
 
 from fedmed.data.images import encode_png
 from fedmed.data.importers import importer
+from fedmed.data.importers.folder_images import OUTSIDE
 from fedmed.data.manifest import load_manifest, write_manifest
 from fedmed.errors import DataError
 from fedmed.tools import read_outputs, read_turn
@@ -88,6 +89,15 @@ def test_plain_answers_lines_and_dialogues_without_an_image_are_read(folder: Pat
     assert importer("mmedagent").read(folder, split="val").examples == ()
 
 
+def test_images_of_one_name_in_two_folders_are_two_patients(folder: Path) -> None:
+    rows = [dialogue("ct/0001.png"), dialogue("mr/0001.png")]
+    for row in rows:
+        (folder / "images" / row["image"]).parent.mkdir()
+        (folder / "images" / row["image"]).write_bytes((folder / "images" / "a.png").read_bytes())
+    imported = importer("mmedagent").read(write(folder, rows), split="train")
+    assert {example.patient for example in imported.examples} == {"ct/0001", "mr/0001"}
+
+
 def test_rows_that_cannot_be_used_are_quarantined_for_a_reason(folder: Path) -> None:
     (folder / "images" / "text.png").write_text("no image")
     marked = {"thoughts": 'a "value👉"', "actions": [], "value": "v"}
@@ -108,7 +118,8 @@ def test_rows_that_cannot_be_used_are_quarantined_for_a_reason(folder: Path) -> 
     ]
     imported = importer("mmedagent").read(write(folder, rows), split="train")
     assert imported.quarantined == {
-        "image is missing": 2,
+        "image is missing": 1,
+        OUTSIDE: 1,
         "image is unreadable": 1,
         "the speakers do not take turns, question and answer": 3,
         "question or answer is empty": 2,

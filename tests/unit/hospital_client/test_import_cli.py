@@ -107,7 +107,7 @@ def test_it_tells_what_became_of_every_row(name: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["import", name, str(source), str(tmp_path / "data"), "--split", split])
     assert result.exit_code == 0, result.exception
     assert result.stdout.splitlines() == [
-        "2 rows read, 1 examples of 1 patients",
+        f"2 {split} rows read, 1 examples of 1 patients",
         "  1 rows left out; image is missing: 1",
         "  0 examples without an image",
         f"  manifest in {tmp_path / 'data'}",
@@ -135,7 +135,7 @@ def test_a_row_of_another_kind_stops_the_import_and_leaves_nothing(tmp_path: Pat
     source = save_lines(tmp_path / "cases.jsonl", [{"patient": 1, "question": 7, "answer": "no"}])
     for split in ("train", "val", "test"):
         result = CliRunner().invoke(app, ["import", "cases", str(source), str(tmp_path / "data"), "--split", split])
-        if "holds no example" not in str(result.exception):
+        if "no example to write" not in str(result.exception):
             assert "cases.jsonl row 1: question is int, expected str" in str(result.exception)
             break
     assert not (tmp_path / "data" / "manifest.jsonl").exists()
