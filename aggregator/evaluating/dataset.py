@@ -40,6 +40,7 @@ class TestSet:
     Attributes:
         folder: what the images' paths are relative to; None where references hold bytes.
         train: what a model of this data set may have seen; None where it is not known.
+        first: so many examples were taken, the first ones; 0: all.
         notes: what a reader of the scores must know: rows left out, a limit.
     """
 
@@ -52,6 +53,7 @@ class TestSet:
     folder: Path | None = field(repr=False)
     train: tuple[Example, ...] | None = field(repr=False)
     notes: tuple[str, ...] = ()
+    first: int = 0
 
     @property
     def patients(self) -> list[str]:
@@ -165,7 +167,7 @@ def _limited(found: TestSet, limit: int) -> TestSet:
     if not 0 < limit < len(found.examples):
         return found
     note = f"scores are of the first {limit} of {len(found.examples)} examples"
-    return replace(found, examples=found.examples[:limit], notes=(*found.notes, note))
+    return replace(found, examples=found.examples[:limit], notes=(*found.notes, note), first=limit)
 
 
 def by_image(examples: Sequence[Example]) -> list[ImageRef]:

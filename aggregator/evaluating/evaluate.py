@@ -9,6 +9,13 @@
 | report.html                                       | the same for a person, with the worst errors                |
 
 The model is asked once for its scores and three times more for its controls; every model that it is compared with once.
+
+| what happens                                        | what comes of it                                                     |
+| --------------------------------------------------- | -------------------------------------------------------------------- |
+| a model, data set or folder that cannot be had      | told before a question is asked, --compare's models too              |
+| another evaluation writes into the folder           | FederationError, also before: it names the process                   |
+| stopped or killed before the end                    | the folder has the files that it had; nothing is logged              |
+| the store does not take the numbers at the end      | RegistryError; the files are in the folder, the same again logs them |
 """
 
 from __future__ import annotations
@@ -31,6 +38,7 @@ from aggregator.evaluating.record import log_results
 from aggregator.evaluating.results import Inputs, build_results, scored_parts
 from aggregator.evaluating.worst import worst_errors
 from aggregator.registry import Registry
+from aggregator.runs.locks import hold
 from fedmed.errors import DataError, ModelError
 from fedmed.files import write_atomic, write_json
 from fedmed.metrics.answers import REPORTS
@@ -38,7 +46,7 @@ from fedmed.metrics.controls import CONTROLS
 from fedmed.metrics.medical_terms import LEXICON_VERSION
 from fedmed.metrics.sums import RESAMPLES
 
-SCORES, REPORT = "scores.json", "report.html"
+SCORES, REPORT, LOCK = "scores.json", "report.html", "evaluation.lock"
 LIKELIEST = "choice_likelihood_accuracy"
 MAX_ERRORS = 12
 Extra = dict[str, Mapping[int, float] | float | Unavailable]
@@ -87,16 +95,33 @@ def evaluate(
 
     Raises:
         DataError, ModelError, RegistryError: what was asked for is missing, or a model does not take these questions.
+        FederationError: another evaluation writes into `out`.
+        OSError: the disk does not take it.
     """
     for each in (model, *options.compare):
-        is_registered(each)  # a mistake is told before anything is read
+        if is_registered(each):
+            registry.get(each)
     test = load_test_set(
         dataset, split=options.split, split_rule=options.split_rule, limit=options.limit, seed=options.seed
     )
     asked = with_shots(test, options.shots, options.seed)
     asker = Asker(test, asked, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens)
+    out.mkdir(parents=True, exist_ok=True)
+    with hold(out / LOCK, "another evaluation", hint="wait for it, or name another folder with --out"):
+        return _evaluated(model, test, asker, options, registry, out, say)
+
+
+def _evaluated(
+    model: str,
+    test: TestSet,
+    asker: Asker,
+    options: Options,
+    registry: Registry,
+    out: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     with opened(model, registry, options.device) as candidate:
-        say(f"asking {candidate.name}: {len(asked)} questions of {test.name}")
+        say(f"asking {candidate.name}: {len(test.examples)} questions of {test.name}")
         answers = asker.answers(candidate.base)
         controls = _controls(asker, candidate, options, say) if options.controls else {}
         likeliest = asker.likeliest_right(candidate.base)
@@ -190,7 +215,6 @@ def _generation(asker: Asker, candidate: Candidate, options: Options) -> dict[st
 
 def _write(out: Path, inputs: Inputs, results: Mapping[str, Any]) -> list[Path]:
     """For the owner alone: predictions and worst errors show what the data set holds."""
-    out.mkdir(parents=True, exist_ok=True)
     files = write_predictions(out, inputs.test, inputs.answers, inputs.model["name"])
     write_json(out / SCORES, results, mode=0o600)
     errors = worst_errors(inputs.test, inputs.answers, scored_parts(inputs), count=MAX_ERRORS, seed=inputs.seed)

@@ -53,7 +53,7 @@ def evaluate(
         model_scores=model_scores,
     )
     folder = out or runs_dir / "evaluations" / evaluation_folder(
-        model, dataset, options.split, options.split_rule, options.shots
+        model, dataset, options.split, options.split_rule, options.shots, options.limit
     )
     registry = open_registry(uri, runs_dir.resolve())
     results = evaluate_model(model, dataset, options, registry, folder, lambda text: typer.echo(text, err=True))
@@ -81,7 +81,10 @@ def _line(name: str, row: Mapping[str, Any]) -> str:
     return f"{name:32} {estimate:>9}  {interval:16} {row['items']:6} {patients:>8}"
 
 
-def evaluation_folder(model: str, dataset: str, split: str, split_rule: str, shots: int) -> str:
-    """The folder of an evaluation: another one for whatever else is asked, so that none is written over another."""
-    words = [model, dataset, split, split_rule, f"{shots}shot"]
+def evaluation_folder(model: str, dataset: str, split: str, split_rule: str, shots: int, limit: int) -> str:
+    """The folder of an evaluation: another one for other questions or prompts. Other options alone, such as the seed, and
+    another version under the same alias take an earlier one's place; MLflow keeps each version's own."""
+    from aggregator.evaluating.record import asked_as
+
+    words = [model, dataset, split, split_rule, asked_as(shots, limit)]
     return re.sub(r"[^A-Za-z0-9_.@-]+", "-", "-".join(words)).strip("-.")

@@ -1,14 +1,15 @@
 """Answers in the files that LLaVA-Med's own evaluator reads, so that other people's scripts give their numbers for them.
 
-    write_predictions(Path("out"), test, asked, answers, "fedmed:3")
+    write_predictions(Path("out"), test, answers, "fedmed:3")
     python run_eval.py --gt out/questions.json --candidate out/candidates.json --pred out/predictions.jsonl
 
 | file              | holds                                                                                              |
 | ----------------- | -------------------------------------------------------------------------------------------------- |
 | predictions.jsonl | a line an answer: question_id, prompt, text, answer_id, model_id, metadata                         |
 | questions.json    | a list: id, conversations (the question of `human`, the truth of `gpt`), answer_type OPEN or CLOSED |
-| candidates.json   | the different true answers of open questions: what its open accuracy chooses from                  |
+| candidates.json   | under the key "0" the different true answers of open questions: what its open accuracy chooses from |
 
+Give the paths with a folder, as above: the evaluator takes the folder's name for the data set's, and fails without one.
 `metadata` holds the task, the answer type and the example's attributes; the patient is in none of the files.
 """
 
@@ -43,7 +44,7 @@ def write_predictions(folder: Path, test: TestSet, answers: Sequence[str], model
     contents = {
         PREDICTIONS: "".join(f"{_json(row)}\n" for row in rows),
         QUESTIONS: _json(truths),
-        CANDIDATES: _json(candidates),
+        CANDIDATES: _json({"0": candidates}),
     }
     for name, text in contents.items():
         write_atomic(folder / name, text.encode())

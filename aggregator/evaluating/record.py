@@ -2,6 +2,7 @@
 
     evaluations/vqa_rad-test-official-0shot/closed_accuracy        the metric of that name
     evaluations/vqa_rad-test-official-0shot/report.html            the file
+    evaluations/vqa_rad-test-official-0shot-first50/...            with --limit 50: takes no whole evaluation's place
 
 The same evaluation again replaces its files and adds no point: its entry is named by the data, the way it was asked and the scores.
 """
@@ -33,10 +34,15 @@ def log_results(registry: Registry, version: Version, results: Mapping[str, Any]
 
 
 def folder_name(results: Mapping[str, Any]) -> str:
-    """Names an evaluation by its data set, split, rule and examples in the prompt; in letters that MLflow takes."""
+    """Names an evaluation by its data set, split, rule, examples in the prompt and limit; in letters that MLflow takes."""
     data = results["data"]
-    words = [data["name"], data["split"], data["split_rule"], f"{results['generation']['shots']}shot"]
+    words = [data["name"], data["split"], data["split_rule"], asked_as(results["generation"]["shots"], data["first"])]
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(words))
+
+
+def asked_as(shots: int, first: int) -> str:
+    """The end of an evaluation's name: examples in the prompt, and how many questions where not all were asked."""
+    return f"{shots}shot" + (f"-first{first}" if first else "")
 
 
 def summary(results: Mapping[str, Any]) -> str:

@@ -141,6 +141,7 @@ def _data(inputs: Inputs) -> dict[str, Any]:
         "split": test.split,
         "split_rule": test.split_rule,
         "items": len(test.examples),
+        "first": test.first,
         "patients": len(set(test.patients)),
         "sha256": test.sha256(),
         "notes": list(test.notes),

@@ -38,12 +38,13 @@ class Taken(FederationError):
 
 
 @contextmanager
-def hold(path: Path, who: str, *, wait_s: float = LOOK_S) -> Iterator[None]:
+def hold(path: Path, who: str, *, wait_s: float = LOOK_S, hint: str = "") -> Iterator[None]:
     """Holds the lock inside the block; the file says whose process it is.
 
     Args:
         who: what another holder is called in the error, such as "another command".
         wait_s: how long to wait for it, in seconds.
+        hint: what to do while somebody else holds it; empty: what to do about a run.
 
     Raises:
         Taken: somebody else still holds it after `wait_s`.
@@ -54,7 +55,7 @@ def hold(path: Path, who: str, *, wait_s: float = LOOK_S) -> Iterator[None]:
     except OSError as error:
         raise _unusable(path, "opened", error) from None
     try:
-        _take(descriptor, path, who, time.monotonic() + wait_s)
+        _take(descriptor, path, who, time.monotonic() + wait_s, hint)
         yield
     finally:
         os.close(descriptor)
@@ -72,13 +73,13 @@ def holder(path: Path) -> int | None:
         os.close(descriptor)
 
 
-def _take(descriptor: int, path: Path, who: str, end: float) -> None:
+def _take(descriptor: int, path: Path, who: str, end: float, hint: str) -> None:
     while not _try(descriptor, fcntl.LOCK_EX):
         if time.monotonic() > end:
             pid = _pid(descriptor)
             raise Taken(
                 f"{who} (process {pid}) works on {path.parent}",
-                f"wait for it and look with `fedmed watch {path.parent}`, or end it: kill {pid}",
+                hint or f"wait for it and look with `fedmed watch {path.parent}`, or end it: kill {pid}",
             )
         time.sleep(_POLL_S)
     try:

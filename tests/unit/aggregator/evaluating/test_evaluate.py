@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 import torch
 from helpers_runs import fedmed
 
-from aggregator.evaluating.evaluate import Options, evaluate
+from aggregator.evaluating.evaluate import LOCK, Options, evaluate
 from aggregator.registry import MemoryRegistry, MlflowRegistry, RunInfo, Version
 from aggregator.registry.model_folder import write_manifest
+from aggregator.runs.locks import hold
 from fedmed.data.manifest import write_manifest as write_data
 from fedmed.data.phantom import phantom_examples
-from fedmed.errors import DataError, ModelError
+from fedmed.errors import DataError, FederationError, ModelError, RegistryError
 from fedmed.metrics import legacy
 from fedmed.models.base import load_base
 from fedmed.models.tiny import save
@@ -104,7 +106,8 @@ def test_the_same_evaluation_again_adds_nothing(tmp_path: Path, site: Path) -> N
     first = evaluate("asked:1", str(site), options, registry, tmp_path / "out")
     evaluate("asked:1", str(site), options, registry, tmp_path / "out")
     assert len(registry.measured) == 1
-    assert "evaluations/phantoms-test-of-the-manifest-0shot/report.html" in registry.files[version.run_id]
+    place = "evaluations/phantoms-test-of-the-manifest-0shot-first4"  # a whole evaluation's place stays its own
+    assert f"{place}/report.html" in registry.files[version.run_id] and place in registry.get("asked:1").tags
     assert first["controls"] is None and "--no-controls" in first["verdicts"][0]
     assert any("first 4 of" in note for note in first["data"]["notes"])
 
@@ -116,6 +119,26 @@ def test_a_folder_is_evaluated_and_nothing_is_logged(tmp_path: Path, site: Path)
     options = Options(limit=2, controls=False, resamples=100, max_new_tokens=2, model_scores=False, device="cpu")
     found = evaluate(str(tmp_path / "one"), str(site), options, registry, tmp_path / "out")
     assert not found["model"]["registered"] and found["model"]["trained_on"]["source"] == "phantom"
+
+
+@pytest.mark.parametrize("mistake", ["compare", "folder", "beside"])
+def test_what_would_spoil_the_end_is_told_before_a_question_is_asked(
+    tmp_path: Path, site: Path, mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*given: object) -> None:
+        raise AssertionError("a model was loaded first")
+
+    monkeypatch.setattr("aggregator.evaluating.evaluate.opened", ask)
+    out = tmp_path / "out"
+    options = Options(compare=("asked@nobody",) if mistake == "compare" else ())
+    if mistake == "folder":
+        out.write_text("a file in its place")
+    expected = {"compare": RegistryError, "folder": FileExistsError, "beside": FederationError}[mistake]
+    if mistake == "beside":
+        out.mkdir()
+    other = hold(out / LOCK, "another evaluation") if mistake == "beside" else contextlib.nullcontext()
+    with other, pytest.raises(expected):
+        evaluate("fedmed-tiny", str(site), options, MemoryRegistry(), out)
 
 
 @pytest.mark.parametrize(

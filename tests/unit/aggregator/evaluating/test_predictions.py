@@ -20,7 +20,7 @@ FIELDS = {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
 def published_scores(folder: Path) -> dict[str, float]:
     """What run_eval.py of LLaVA-Med 1.0 makes of the three files: lists of hits, with a wrong yes or no in none."""
     truths = json.loads((folder / "questions.json").read_text())
-    candidates = json.loads((folder / "candidates.json").read_text())
+    candidates = json.loads((folder / "candidates.json").read_text())["0"]
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [truth["id"] for truth in truths] == [line["question_id"] for line in lines]
     closed: list[int] = []
