@@ -11,19 +11,28 @@ NegEx (Chapman et al., 2001), far fewer and simpler: they measure whether two te
 | step       | rule                                                                                                     |
 | ---------- | -------------------------------------------------------------------------------------------------------- |
 | sentence   | ends at . ; : ! ? or a line's end; a number's point ends none                                            |
-| mention    | a phrase of the lexicon, as whole words; of phrases that overlap the longest                             |
-| scope      | a cue before a mention holds for all mentions up to the next "but", "however", "although", "except" or   |
-|            | "with"; a cue behind a mention ("is not seen", "has resolved") holds for those before it in its part     |
-| assertion  | absent with a cue of absence, else uncertain with a cue of doubt, else present                           |
+| wording    | a cue inside another says something else, so such wordings are made plain first: "no change in" is no    |
+|            | absence and goes, "cannot be excluded" becomes "is possible", "has not resolved" goes                    |
+| part       | ends before "but", "however", "although", "though", "except", "with", and where a clause begins with     |
+|            | "and there is", ", there is", ", and the"                                                                |
+| mention    | a phrase of the lexicon, as whole words; of phrases that overlap the longest; "is mildly" and "is not"   |
+|            | stand for "is" in it                                                                                     |
+| scope      | a cue before a mention holds for all mentions of its part, of several the nearest; a cue behind one      |
+|            | ("is not seen", "has resolved") holds for those before it in its part, and goes before                   |
+| assertion  | absent with a cue of absence, uncertain with a cue of doubt, else present                                |
 | text       | a finding mentioned several times is present before uncertain before absent                              |
 | No Finding | present when nothing is present or uncertain and the text says that something is normal or clear         |
+
+A comma ends no part: in "possible edema, large effusion" both are uncertain.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 LEXICON: dict[str, tuple[str, ...]] = {
     "Enlarged Cardiomediastinum": (
@@ -69,23 +78,60 @@ LEXICON: dict[str, tuple[str, ...]] = {
 }
 NO_FINDING = "No Finding"
 OBSERVATIONS = (NO_FINDING, *LEXICON)
-_ABSENT = "no|not|without|free of|negative for|rule out|ruled out|absence of|denies|never|resolved|clear of|nor"
-_ABSENT_BEHIND = "not seen|not identified|not present|absent|resolved|ruled out|excluded|not evident|not visualized"
+_ABSENT = (
+    "no|not|nothing|without|free of|negative for|rules out|ruled out|absence of|denies|never|resolved|clear of|nor|neither|"
+    "resolution of|removal of"
+)
+_ABSENT_BEHIND = (
+    "not seen|not identified|not present|absent|resolved|ruled out|excluded|not evident|not visualized|removed|"
+    "no longer (?:seen|identified|present|evident|visualized|visible|appreciated)"
+)
 _DOUBT = (
     "possible|possibly|probable|probably|may|might|could|suspected|suspicious for|questionable|question of|suggests|suggesting|"
-    "cannot be excluded|cannot exclude|not excluded|versus|likely|concerning for|consider"
+    "versus|likely|concerning for|consider"
 )
-_DOUBT_BEHIND = "cannot be excluded|not excluded|is possible|are possible|is suspected|is questionable|not ruled out"
+_DOUBT_BEHIND = (
+    "is possible|are possible|is suspected|is questionable|is unlikely|are unlikely|(?:is|are) likely(?=,|$)"
+)
+_EXTENT = "mildly|moderately|severely|markedly|massively|slightly|minimally|significantly|grossly|borderline|again|still|also|not"
+_FULLY = r"(?: (?:be|been|entirely|completely|fully|definitely|definitively|reliably|possible to|able to))*"
+_SIZE = r"(?: (?:significant|interval|appreciable|substantial|definite|obvious|other|further|new))*"
+_HINTS = "suggest(?:s|ing|ive of)?|indicate|suspicious for|concerning for|that (?:may|might|could)"
+# What a wording with a cue inside is to be read as: with one cue of its real meaning, or with none. In this order.
+_PLAIN = tuple(
+    (re.compile(rf"\b(?:{wording})\b"), meaning)
+    for wording, meaning in (
+        (rf"(?:cannot|can not|not){_FULLY} (?:excluded|ruled out)", "is possible"),
+        (rf"(?:cannot|can not|not|impossible to|unable to|difficult to){_FULLY} (?:exclude|rule out)", "possible"),
+        ("rule out|r/o|(?:evaluat|assess)(?:e|ion|ment) for", "possible"),
+        (rf"(no|not|nothing|without)\b([^,]{{0,80}}?) (?:{_HINTS})", r"\1\2"),
+        ("not without", ""),
+        (f"(?:no|without){_SIZE} (?:change|increase|decrease)", ""),
+        ("not(?: [a-z]+)? (?:changed|increased|decreased|worsened|improved|progressed|resolved)", ""),
+        ("(?:partial|incomplete|near)(?:ly|[ -]complete)? (?:resolution of|resolved)", ""),
+        ("ha(?:s|ve)(?: [a-z]+)? resolved", "is absent"),
+    )
+)
 _NORMAL = re.compile(r"\b(normal|unremarkable|clear|no acute|no evidence of|negative)\b")
 _SENTENCE = re.compile(r"[;:!?\n]+|\.(?!\d)")
-_PART = re.compile(r"\b(?:but|however|although|except|with)\b(?!out)")
+_PART = re.compile(
+    r"\b(?:but|however|although|though|except|with)\b(?!out)|,? and (?=there (?:is|are)\b)|, (?=there (?:is|are)\b)|, and (?=the\b)"
+)
 _BEFORE = {kind: re.compile(rf"\b(?:{cues})\b") for kind, cues in (("absent", _ABSENT), ("uncertain", _DOUBT))}
 _BEHIND = {
-    kind: re.compile(rf"\b(?:{cues})\b") for kind, cues in (("absent", _ABSENT_BEHIND), ("uncertain", _DOUBT_BEHIND))
+    kind: re.compile(rf"\b(?:{cues})(?!\w)")
+    for kind, cues in (("uncertain", _DOUBT_BEHIND), ("absent", _ABSENT_BEHIND))
 }
 _RANK = ("absent", "uncertain", "present")
 _PHRASES = {phrase: name for name, phrases in LEXICON.items() for phrase in phrases}
-_MENTION = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(_PHRASES, key=len, reverse=True)))})\b")
+_IS = re.compile(rf"\bis (?:(?:{_EXTENT}) )+")
+
+
+def _pattern(phrase: str) -> str:
+    return re.escape(phrase).replace(r"\ is\ ", rf"\ is\ (?:(?:{_EXTENT})\ )*")
+
+
+_MENTION = re.compile(rf"\b(?:{'|'.join(map(_pattern, sorted(_PHRASES, key=len, reverse=True)))})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +153,8 @@ def findings(text: str) -> dict[str, str]:
     """Finding -> "present", "absent" or "uncertain", in the order of OBSERVATIONS; what is not mentioned is not in it."""
     found: dict[str, str] = {}
     for sentence in _SENTENCE.split(text.lower()):
-        for part in _PART.split(sentence):
-            for name, assertion in _assertions(part):
+        for part in _PART.split(_plain(sentence)):
+            for name, assertion in _assertions(part.strip()):
                 found[name] = max(found.get(name, "absent"), assertion, key=_RANK.index)
     if all(assertion == "absent" for assertion in found.values()) and _NORMAL.search(text.lower()):
         found[NO_FINDING] = "present"
@@ -122,17 +168,24 @@ def finding_f1(pairs: Iterable[tuple[str, str]]) -> FindingScores:
     return FindingScores(_f1(known, OBSERVATIONS, "present"), _f1(known, OBSERVATIONS, "absent"), by_finding)
 
 
+def _plain(sentence: str) -> str:
+    """Without wordings that hold a cue and mean something else."""
+    for wording, plain in _PLAIN:
+        sentence = wording.sub(plain, sentence)
+    return sentence
+
+
 def _assertions(part: str) -> list[tuple[str, str]]:
-    return [(_PHRASES[mention[0]], _assertion(part, mention)) for mention in _MENTION.finditer(part)]
-
-
-def _assertion(part: str, mention: re.Match[str]) -> str:
-    before, behind = part[: mention.start()], part[mention.end() :]
-    if _BEHIND["uncertain"].search(behind):  # "cannot be excluded" holds "excluded"
-        return "uncertain"
-    if _BEFORE["absent"].search(before) or _BEHIND["absent"].search(behind):
-        return "absent"
-    return "uncertain" if _BEFORE["uncertain"].search(before) else "present"
+    before = sorted((cue.end(), kind) for kind, cues in _BEFORE.items() for cue in cues.finditer(part))
+    behind = {kind: max((cue.start() for cue in cues.finditer(part)), default=-1) for kind, cues in _BEHIND.items()}
+    found = []
+    for mention in _MENTION.finditer(part):
+        name = _PHRASES[_IS.sub("is ", mention[0])]
+        # Of cues before it those up to its end: "is not enlarged" has its cue inside.
+        place = bisect_right(before, mention.end(), key=itemgetter(0))
+        nearest = before[place - 1][1] if place else "present"
+        found.append((name, next((kind for kind in behind if behind[kind] >= mention.end()), nearest)))
+    return found
 
 
 def _f1(known: Sequence[tuple[dict[str, str], dict[str, str]]], names: Sequence[str], assertion: str) -> float | None:

@@ -32,6 +32,50 @@ def test_findings(text: str, found: dict[str, str]) -> None:
     assert findings(text) == found
 
 
+PRESENT, ABSENT, UNCERTAIN = "present", "absent", "uncertain"
+# As reports say it; what each says was written down before the rules read it.
+SENTENCES = [
+    ("No change in the right pleural effusion.", {"Pleural Effusion": PRESENT}),
+    ("No significant interval change in cardiomegaly.", {"Cardiomegaly": PRESENT}),
+    ("Without significant change in multifocal opacities.", {"Lung Opacity": PRESENT}),
+    ("Small pleural effusions are not significantly changed.", {"Pleural Effusion": PRESENT}),
+    ("Not without some residual effusion.", {"Pleural Effusion": PRESENT}),
+    ("The effusion has not resolved.", {"Pleural Effusion": PRESENT}),
+    ("The right pneumothorax has nearly resolved.", {"Pneumothorax": PRESENT}),
+    ("Interval resolution of the left effusion.", {"Pleural Effusion": ABSENT}),
+    ("The nodule seen before is no longer visualized.", {"Lung Lesion": ABSENT}),
+    ("PICC has been removed.", {"Support Devices": ABSENT}),
+    ("Neither effusion nor pneumothorax is identified.", {"Pneumothorax": ABSENT, "Pleural Effusion": ABSENT}),
+    ("There is nothing to suggest pneumonia.", {"Pneumonia": ABSENT}),
+    ("No focal opacity that may represent pneumonia.", {"Lung Opacity": ABSENT, "Pneumonia": ABSENT}),
+    ("No consolidation concerning for pneumonia.", {"Consolidation": ABSENT, "Pneumonia": ABSENT}),
+    ("The heart is not enlarged.", {"Cardiomegaly": ABSENT}),
+    ("The cardiac silhouette is mildly enlarged.", {"Cardiomegaly": PRESENT}),
+    (
+        "Lungs without effusion, pneumothorax or edema",
+        {"Edema": ABSENT, "Pneumothorax": ABSENT, "Pleural Effusion": ABSENT},
+    ),
+    ("Rule out pneumonia.", {"Pneumonia": UNCERTAIN}),
+    ("Evaluate for pneumothorax.", {"Pneumothorax": UNCERTAIN}),
+    ("It is not possible to exclude a small pneumothorax.", {"Pneumothorax": UNCERTAIN}),
+    ("An infection cannot be completely excluded.", {"Pneumonia": UNCERTAIN}),
+    ("An effusion cannot be ruled out.", {"Pleural Effusion": UNCERTAIN}),
+    ("Pneumonia is unlikely.", {"Pneumonia": UNCERTAIN}),
+    ("Opacity likely reflects atelectasis.", {"Lung Opacity": PRESENT, "Atelectasis": UNCERTAIN}),
+    ("No pneumothorax, likely atelectasis.", {"Atelectasis": UNCERTAIN, "Pneumothorax": ABSENT}),
+    ("No pneumothorax, and there is an effusion.", {"Pneumothorax": ABSENT, "Pleural Effusion": PRESENT}),
+    ("The pneumothorax has resolved, and there is a fracture.", {"Pneumothorax": ABSENT, "Fracture": PRESENT}),
+    ("No acute fracture; the tracheostomy is in place.", {"Fracture": ABSENT, "Support Devices": PRESENT}),
+]
+
+
+@pytest.mark.parametrize(("text", "found"), SENTENCES)
+def test_a_cue_inside_another_cue_is_read_as_what_it_says(text: str, found: dict[str, str]) -> None:
+    known = findings(text)
+    known.pop("No Finding", None)
+    assert known == found
+
+
 def test_fourteen_in_their_order() -> None:
     assert len(OBSERVATIONS) == 14
     text = "Pacemaker. Fracture. Cardiomegaly. Widened mediastinum."
