@@ -184,12 +184,15 @@ def _held_out_rows(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """One line a score of the hospitals' held-out patients."""
     rows = []
     for score in found["scores"] if found else []:
-        text = "too few to tell"
-        if score["value"] is not None:
-            text = f"{percent(score['value'])} +- {percent(score['error'])}"
-        worst = f"; worst site {score['worst_site']} {percent(score['worst'])}" if score["worst_site"] else ""
-        rows.append(("held out", f"{score['name']} {text}{worst}"))
+        worst = (
+            f"; worst site {score['worst_site']} {_noisy(score, 'worst', 'worst_error')}" if score["worst_site"] else ""
+        )
+        rows.append(("held out", f"{score['name']} {_noisy(score, 'value', 'error')}{worst}"))
     return rows
+
+
+def _noisy(score: Mapping[str, Any], value: str, error: str) -> str:
+    return "too few to tell" if score[value] is None else f"{percent(score[value])} +- {percent(score[error])}"
 
 
 def _sites_table(progress: Progress, budget: float | None) -> Table:

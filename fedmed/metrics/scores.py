@@ -11,6 +11,8 @@ An answer is compared after `normalise_answer`, as a list of tokens:
 | white space                  | separates tokens, no more                                                      |
 | punctuation                  | separates tokens and is dropped: `x-ray.` is `x ray`                           |
 | `3.5`, `-2`, `<`, `>`, `%`   | kept: they carry meaning in an answer                                          |
+| Chinese characters           | one token each                                                                 |
+| number words, commas         | as they are: `two` is not `2`, `1,000` is not `1000`                           |
 | articles (a, an, the)        | kept: `A` may be a choice; so `the left` is not an exact match of `left`       |
 | nothing is left              | the stripped text itself is compared                                           |
 """
@@ -28,7 +30,9 @@ from typing import Any
 from fedmed.data.schema import Example
 from fedmed.errors import DataError
 
-_TOKEN = re.compile(r"(?<!\w)-\d+(?:\.\d+)*|\d+(?:\.\d+)+|\w+|[<>=≤≥%+±]")
+# Chinese has no spaces between words: as one token, all of an answer would be right or wrong together.
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_TOKEN = re.compile(rf"(?<!\w)-\d+(?:\.\d+)*|\d+(?:\.\d+)+|[{_HAN}]|[^\W{_HAN}]+|[<>=≤≥%+±]")
 # A question asked less often than this has no majority answer worth the name: see `majority_accuracy`.
 MIN_ASKED = 10
 

@@ -10,7 +10,8 @@ BLEU and ROUGE are sacrebleu's and rouge-score's, given the tokens of fedmed.met
 | ---------------------- | ------------------------------------------------------------------------------------ | ------- |
 | bleu1 to bleu4         | of the whole corpus: geometric mean of the clipped 1- to n-gram precisions times the | 0 to 1  |
 |                        | brevity penalty (Papineni et al., ACL 2002); an order without any match is smoothed  |         |
-|                        | (`exp`, sacrebleu's default: Post, WMT 2018)                                         |         |
+|                        | (`exp`, sacrebleu's default: Post, WMT 2018), one longer than all texts makes it 0:  |         |
+|                        | bleu2 of right answers of one word is 0                                              |         |
 | rouge1, rouge2, rougeL | mean F1 of n-grams and of the longest common subsequence (Lin, 2004), no stemming;   | 0 to 1  |
 |                        | of several references the one with the best F1                                       |         |
 | cider_d                | fedmed.metrics.cider, mean                                                           | 0 to 10 |

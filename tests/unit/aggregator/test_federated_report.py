@@ -89,7 +89,7 @@ def test_the_summary_has_a_line_a_score(folder: tuple[Path, Any]) -> None:
     record(folder[0])
     out = StringIO()
     print_summary(build_report(*folder), folder[0], Console(file=out, width=200))
-    assert "held out   exact_match 77.3 % +- 1.5 %; worst site harbour 75.0 %" in out.getvalue()
+    assert "held out   exact_match 77.3 % +- 1.5 %; worst site harbour 75.0 % +- 1.1 %" in out.getvalue()
 
 
 def test_events_become_lines() -> None:

@@ -37,7 +37,8 @@ def item(answer: str, answer_type: AnswerType = "closed", question: str = "Is it
         ("the left lung", "the left lung"),
         ("A", "a"),
         ("\uff39\uff25\uff33", "yes"),
-        ("左肺", "左肺"),
+        ("左肺", "左 肺"),
+        ("T2加权像", "t2 加 权 像"),
         ("!?", "!?"),
         ("", ""),
     ],
@@ -75,6 +76,8 @@ def test_exact_match(prediction: str, truth: str, same: bool) -> None:
         ("", "left", 0.0, 0.0),
         ("", "", 1.0, 1.0),
         ("left", "", 1.0, 0.0),
+        ("图像显示左肺。", "左肺", 1.0, 0.5),  # both of its two, in an answer of six
+        ("左肺", "右肺", 0.5, 0.5),
     ],
 )
 def test_token_scores_by_hand(prediction: str, truth: str, recall: float, f1: float) -> None:

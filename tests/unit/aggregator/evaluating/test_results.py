@@ -125,6 +125,7 @@ def test_the_page_escapes_whatever_a_data_set_or_a_model_says() -> None:
     page = render_page(results, errors)
     assert "<script" not in page and "&lt;script&gt;" in page
     assert 'src="data:image/png;base64,' in page and "(empty)" in page
+    assert '<tr class="few"><td><b>closed_accuracy</b>' in page  # of one patient
 
 
 def test_worst_errors_are_the_lowest_and_wrong_ones() -> None:
