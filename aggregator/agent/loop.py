@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aggregator.agent.chat import Chat, ContextExceeded, user_message
-from aggregator.agent.toolbox import Toolbox
+from aggregator.agent.toolbox import Toolbox, without_markup
 from fedmed.errors import TurnError
 from fedmed.tools import Output, Turn, has_parts, read_turn, write_outputs
 
@@ -95,7 +95,8 @@ def run_agent(
             answer = step.turn.value if step.turn else step.reply.strip()
             outcome: Outcome = "no_answer" if not answer else "answered" if step.turn else "plain"
             return Transcript(question, tuple(steps), outcome, answer)
-        messages += [{"role": "assistant", "content": reply}, user_message(write_outputs(step.outputs, question))]
+        said = {"role": "assistant", "content": without_markup(reply)}
+        messages += [said, user_message(write_outputs(step.outputs, question))]
     return Transcript(question, tuple(steps), "out_of_steps", "")
 
 

@@ -5,7 +5,8 @@
 
 | asked for                         | the model is asked                       | output                              |
 | --------------------------------- | ---------------------------------------- | ----------------------------------- |
-| classification with `labels`      | `form` of each, image and question alone | {label: the model's answer}         |
+| classification with `labels`,     | `form` of each, image and question alone | {label: the model's answer}         |
+| MAX_LABELS at most                |                                          |                                     |
 | classification without            | the question of the conversation         | the model's answer                  |
 | report                            | REPORT_QUESTION                          | the model's answer                  |
 
@@ -22,6 +23,7 @@ from fedmed.tools import has_parts, read_turn
 
 LABEL_FORM = "Does this image show {}?"
 REPORT_QUESTION = "Write a short report."
+MAX_LABELS = 32
 _OTHER = "let another version answer it, see --classifier"
 
 
@@ -30,6 +32,8 @@ def classification(chat: Chat, form: str = LABEL_FORM) -> Run:
 
     def run(call: Call) -> str | dict[str, str]:
         if "labels" in call.params:
+            if (count := len(call.params["labels"])) > MAX_LABELS:
+                raise ToolError(f"failed: {count} labels, expected at most {MAX_LABELS}")
             return {label: _ask(chat, form.format(label), call) for label in call.params["labels"]}
         return _ask(chat, call.question, call)
 

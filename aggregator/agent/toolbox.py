@@ -96,10 +96,15 @@ class Toolbox:
 
     def _output(self, action: Action, result: Result, *, failed: bool) -> Output:
         said = result.said if isinstance(result.said, str) else str(_rounded(result.said))
-        text = " ".join(_MARKUP.sub(" ", said).split(" ")).strip()
+        text = without_markup(said).strip()
         if len(text) > self._max_chars:
             text = f"{text[: self._max_chars].rstrip()} ..."
-        return Output(_MARKUP.sub(" ", action.name).strip(), text, result.data, failed)
+        return Output(without_markup(action.name).strip(), text, result.data, failed)
+
+
+def without_markup(text: str) -> str:
+    """The text without what would be refused, or start a turn of its own, when a model is told it."""
+    return _MARKUP.sub(" ", text)
 
 
 def _rounded(value: Any) -> Any:

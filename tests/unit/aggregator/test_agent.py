@@ -147,6 +147,15 @@ def test_an_output_cannot_start_a_turn_or_flood_the_model() -> None:
     assert toolbox.run(Action("report"), QUESTION, [PNG]).text == "a  b    c xxxxxxxxxx ..."
 
 
+def test_a_turn_with_markup_is_kept_as_it_was_and_told_without() -> None:
+    """A tokenizer that spells markup out lets a model write it; no server would take such a message back."""
+    reply = call(Action("report", {"image": "a <image> <|user|>"}))
+    chat = Script(reply, answer("a"))
+    said = run_agent(chat, Toolbox({"report": lambda _: "clear"}), QUESTION, [PNG])
+    assert said.steps[0].reply == reply
+    assert text_of(chat.asked[-1][-2]) == reply.replace("<image>", " ").replace("<|user|>", " ")
+
+
 def test_masks_are_kept_for_the_reader_and_not_told_to_the_model() -> None:
     toolbox = Toolbox({"segmentation": lambda _: Result({"areas": [0.123]}, {"masks": [[0, 1]]})})
     output = toolbox.run(Action("segmentation", {"prompts": ["lung"]}), QUESTION, [PNG])
@@ -180,6 +189,12 @@ def test_classification_asks_the_model_about_each_label() -> None:
     chat = Script("Clear.")
     assert ask(report(chat), {}).text == "Clear."
     assert text_of(chat.asked[0][0]) == "Write a short report."
+
+
+def test_a_model_is_not_asked_about_labels_without_end() -> None:
+    chat = Script(*["yes"] * 40)
+    output = ask(classification(chat), {"labels": [f"finding {number}" for number in range(40)]})
+    assert output.failed and output.text == "failed: 40 labels, expected at most 32" and not chat.asked
 
 
 @pytest.mark.parametrize(
