@@ -3,12 +3,13 @@
     archive = read_archive(folder, options, gate)
     archive.studies["1.2.3"].series["1.2.3.4"].slices      paths and places; no pixels, no texts
 
-Folders are walked in sorted order; a link to a file is followed, one to a folder is not. Names of files mean nothing.
+Folders are walked in sorted order; a link to a file is followed, one to a folder is not; a folder that may not be read is
+counted. Names of files mean nothing.
 
 | a file                                       | what happens                                                          |
 | -------------------------------------------- | --------------------------------------------------------------------- |
 | no DICOM, a DICOMDIR, cut off in its header  | counted under its reason                                              |
-| a copy (the same SOP instance UID)           | counted; the first in sorted order is kept                            |
+| a copy (the same SOP instance UID)           | counted; the first in sorted order is kept, the patient must be the same |
 | of a modality that was not asked for         | counted by modality                                                   |
 | that the gate refuses, or a localizer        | counted; the rest of its series is used                               |
 | with a header that describes no image        | spoils its series, which is left out                                  |
@@ -71,6 +72,7 @@ class Series:
 class Study:
     """Attributes:
     patient, issuer: PatientID and its issuer, of the first file.
+    accessions: every AccessionNumber of its files.
     identifier: of the patient, inside the site.
     lost: why the last file that was left out was.
     known: words of the names and numbers of its people; see `hospital_client.dicom.phi`.
@@ -79,7 +81,7 @@ class Study:
 
     patient: str = field(repr=False)
     issuer: str = field(repr=False)
-    accession: str = field(repr=False)
+    accessions: set[str] = field(default_factory=set, repr=False)
     known: frozenset[str] = field(default_factory=frozenset, repr=False)
     series: dict[str, Series] = field(default_factory=dict, repr=False)
     identifier: str = field(default="", repr=False)
@@ -104,7 +106,7 @@ def read_archive(folder: Path, modalities: tuple[str, ...], gate: Gate) -> Archi
     """Every header below `folder`, once. Never raises for a file."""
     archive = Archive()
     seen: set[bytes] = set()
-    for path in _files(folder):
+    for path in _files(folder, archive.left_out):
         archive.files += 1
         try:
             with quiet():
@@ -117,8 +119,8 @@ def read_archive(folder: Path, modalities: tuple[str, ...], gate: Gate) -> Archi
     return archive
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
+def _files(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder, onerror=lambda _: left_out.update([faults.CLOSED])):
         folders.sort()
         yield from (path for name in sorted(names) if (path := Path(root, name)).is_file())
 
@@ -134,11 +136,11 @@ def _add(
     study_uid, series_uid, uid = (text(header, f"{level}InstanceUID") for level in ("Study", "Series", "SOP"))
     if not (study_uid and series_uid and uid):
         raise UnusableError(faults.NO_UID)
+    study = _study(archive, study_uid, header)
     digest = blake2b(uid.encode(errors="replace"), digest_size=16).digest()
     if digest in seen:
         raise UnusableError(faults.DUPLICATE)
     seen.add(digest)
-    study = _study(archive, study_uid, header)
     try:
         _add_to(study, series_uid, path, header, gate)
     except UnusableError as fault:
@@ -162,7 +164,8 @@ def _add_to(study: Study, uid: str, path: Path, header: Dataset, gate: Gate) -> 
 
 def _study(archive: Archive, uid: str, header: Dataset) -> Study:
     patient, issuer = (_identifier(header, keyword) for keyword in ("PatientID", "IssuerOfPatientID"))
-    study = archive.studies.setdefault(uid, Study(patient, issuer, text(header, "AccessionNumber")))
+    study = archive.studies.setdefault(uid, Study(patient, issuer))
+    study.accessions.add(text(header, "AccessionNumber"))
     study.known |= known_words(header)
     if patient != study.patient or (issuer and study.issuer and issuer != study.issuer):
         study.fault = faults.TWO_PATIENTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 NOT_DICOM = "not a DICOM file"
 DIRECTORY = "a DICOMDIR"
+CLOSED = "a folder that may not be read, with all that is in it"
 UNREADABLE = "cannot be read, or is cut off"
 UNFORESEEN = "of a form that this program did not foresee"
 DUPLICATE = "a copy of a file read before (the same SOP instance UID)"

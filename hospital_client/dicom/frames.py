@@ -78,12 +78,15 @@ class Plane:
 
 
 def frame_count(header: Dataset) -> int:
-    """At least 1. Raises UnusableError for a count that is none, or an image of too many pixels."""
+    """At least 1. Raises UnusableError for a count that is none, an image of too many pixels, or bits that are not the lowest."""
     if "Rows" not in header and "Columns" not in header:
         raise UnusableError(NO_IMAGE)
     count = number(header, "NumberOfFrames") if text(header, "NumberOfFrames") else 1.0
     rows, columns = number(header, "Rows") or 0, number(header, "Columns") or 0
     if count is None or count != int(count) or count < 0 or rows <= 0 or columns <= 0:
+        raise UnusableError(BAD_HEADER)
+    high, stored = number(header, "HighBit"), number(header, "BitsStored")
+    if high is not None and stored is not None and high != stored - 1:  # as before DICOM: read from below, it is black
         raise UnusableError(BAD_HEADER)
     if rows * columns > MAX_PIXELS or count > MAX_FRAMES:
         raise UnusableError(TOO_LARGE)

@@ -12,8 +12,8 @@
 | private           | a private attribute has a value                                               | report     |
 | overlay           | an overlay plane, its comment, or a curve; none of them is drawn               | report     |
 | text-in-tags      | a free text of the header shows signs of a name, date, number, ...             | report     |
-| face              | RecognizableVisualFeatures is YES                                             | report     |
-| burned-in         | BurnedInAnnotation is YES                                                     | refuse     |
+| face              | RecognizableVisualFeatures is there and not NO                                | report     |
+| burned-in         | BurnedInAnnotation is there and not NO                                        | refuse     |
 | burned-in-likely  | a modality or class that often carries text in its pixels, and no NO there    | refuse     |
 | text-name, ...    | a text that would be trained on shows signs of a name, date, phone, ...        | refuse     |
 
@@ -88,7 +88,7 @@ class Gate:
     def look(self, header: Dataset) -> str:
         """Counts a file's findings. The kind for which the policy leaves it out; empty where it may be used."""
         self.files += 1
-        self.said_removed += text(header, "PatientIdentityRemoved") == "YES"
+        self.said_removed += text(header, "PatientIdentityRemoved").upper() == "YES"
         return self._count({*_header_findings(header), *_pixel_findings(header)})
 
     def look_text(self, texts: Mapping[str, str], known: frozenset[str]) -> str:
@@ -168,16 +168,21 @@ def _tag_findings(tag: int) -> Iterator[tuple[str, str]]:
 
 
 def _pixel_findings(header: Dataset) -> Iterator[tuple[str, str]]:
-    flag, modality = text(header, "BurnedInAnnotation"), text(header, "Modality")
-    if flag == "YES":
+    modality = text(header, "Modality")
+    if _may_be(header, "BurnedInAnnotation"):
         yield "burned-in", "BurnedInAnnotation"
-    elif flag != "NO":
+    elif not text(header, "BurnedInAnnotation"):
         if text(header, "SOPClassUID").startswith(_CAPTURE_CLASSES) or text(header, "ConversionType"):
             yield "burned-in-likely", "secondary capture"
         elif modality in BURNED_IN_MODALITIES:
             yield "burned-in-likely", f"Modality {modality}"
-    if text(header, "RecognizableVisualFeatures") == "YES":
+    if _may_be(header, "RecognizableVisualFeatures"):
         yield "face", "RecognizableVisualFeatures"
+
+
+def _may_be(header: Dataset, flag: str) -> bool:
+    """Whether a flag is there and does not say NO: `yes` and `Y`, which the standard does not know, are no NO."""
+    return text(header, flag).upper() not in ("", "NO")
 
 
 def _elements(header: Dataset) -> Iterator[tuple[int, str, Any]]:

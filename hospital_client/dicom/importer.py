@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from fedmed.data.importers.base import Tally
+from fedmed.data.importers.rowwise import TWO_SPLITS, OneSplit
 from fedmed.data.schema import IMAGE_MARK, Example, ImageRef
 from fedmed.errors import DataError
 from hospital_client.dicom.archive import Archive, Study, read_archive
@@ -25,6 +27,7 @@ from hospital_client.dicom.reports import KEYS, Row, Table
 MODALITIES = ("CT", "MR", "CR", "DX", "MG", "PT")
 MAX_IMAGES = 8
 
+OTHER_PATIENT = "the row names another patient than its study has"
 NO_STUDY = "no study of the archive matches the row"
 SEVERAL = "several studies match the row: join by study"
 MARKED = f"a question with {IMAGE_MARK} in it: the pictures come from the archive"
@@ -73,6 +76,7 @@ class DicomImport:
         self._modalities, self._max_images = modalities, max_images
         self._drawn: set[str] = set()
         self._matched: set[str] = set()
+        self._placing = OneSplit()
         self._shown = _Shown()
         self.archive = Archive()
         self.tally = Tally()
@@ -123,6 +127,10 @@ class DicomImport:
         self._matched.add(uids[0])
         if study.fault:
             raise UnusableError(f"its study has {study.fault}")
+        if row.patient and uids[0] not in found["patient"].get(row.patient, []):
+            raise UnusableError(OTHER_PATIENT)
+        if not self._placing.holds(study.identifier, row.split):
+            raise UnusableError(TWO_SPLITS)
         if refused := self._gate.look_text({"question": row.question, "answer": row.answer}, study.known):
             raise UnusableError(f"{REFUSED}: {refused}")
         if IMAGE_MARK in row.question:
@@ -163,12 +171,14 @@ class DicomImport:
                 beyond += 1
                 continue
             try:
-                images += [ImageRef(data=png) for png in pictures(series, self._look, decoder)]
+                made = islice(pictures(series, self._look, decoder), self._max_images - len(images))
+                images += [ImageRef(data=png) for png in made]
                 modalities.add(series.modality)
             except UnusableError as fault:
                 left_out.append(fault.reason)
-        kept = tuple(images[: self._max_images])
-        return _Shown(uid, kept, "/".join(sorted(modalities)), tuple(left_out), beyond, (left_out or [study.lost])[-1])
+        return _Shown(
+            uid, tuple(images), "/".join(sorted(modalities)), tuple(left_out), beyond, (left_out or [study.lost])[-1]
+        )
 
 
 def _by_key(archive: Archive) -> dict[str, dict[str, list[str]]]:
@@ -177,7 +187,7 @@ def _by_key(archive: Archive) -> dict[str, dict[str, list[str]]]:
     for uid, study in archive.studies.items():
         for key, values in (
             ("study", {uid}),
-            ("accession", {study.accession}),
+            ("accession", study.accessions),
             ("patient", {study.patient, study.identifier}),
         ):
             for value in values:

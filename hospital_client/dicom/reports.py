@@ -5,8 +5,10 @@
 
 | column                       | holds                                                                                      |
 | ---------------------------- | ------------------------------------------------------------------------------------------ |
-| study, accession, patient    | StudyInstanceUID, AccessionNumber, PatientID: the first of them that a row fills is its key  |
-| question, answer             | as they stand; answer_type (closed, open) where given, else closed for yes and no alone     |
+| study, accession, patient    | StudyInstanceUID, AccessionNumber, PatientID: the first of them that a row fills is its key; |
+|                              | a patient beside another key must be the study's                                           |
+| question, answer             | as they stand, but for `Yes`, `NO.` and the like; `nan` is none; answer_type (closed, open)  |
+|                              | where given, else closed for yes and no alone                                              |
 | findings, impression         | of a row without an answer: a report; where both are columns, `Findings: ...`, `Impression: ...` |
 | split                        | train, val or test                                                                          |
 
@@ -22,7 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from fedmed.data.importers.columns import given
 from fedmed.data.importers.reports import INSTRUCTIONS
+from fedmed.data.importers.sifting import plain_yes_no
 from fedmed.data.schema import ANSWER_TYPES, SPLITS, AnswerType, Split, Task
 from fedmed.errors import ConfigError, DataError
 
@@ -47,6 +51,7 @@ class Row:
 
     Attributes:
         key: which of KEYS joins it, and `value` what it says there.
+        patient: whose it says that it is; may be empty.
         fault: one of this module's texts; everything else is empty then.
     """
 
@@ -57,6 +62,7 @@ class Row:
     answer_type: AnswerType = "open"
     task: Task = "vqa"
     split: Split = "train"
+    patient: str = field(default="", repr=False)
     fault: str = ""
 
 
@@ -126,7 +132,7 @@ class Table:
     def _row(self, fields: list[str], places: Mapping[str, int]) -> Row:
         if len(fields) != places["width"]:
             return Row(fault=BAD_ROW)
-        told = {role: fields[places[role]].strip() if role in places else "" for role in ROLES}
+        told = {role: given(fields[places[role]].strip()) if role in places else "" for role in ROLES}
         key = next((key for key in KEYS if told[key]), "")
         text = told["answer"] or _report(told, both=set(SECTIONS) <= set(places))
         task: Task = "vqa" if told["answer"] else "report"
@@ -137,7 +143,8 @@ class Table:
             return Row(fault=fault)
         kind = told["answer_type"].lower() or ("closed" if text.casefold().rstrip(".") in _CLOSED else "open")
         split = cast(Split, told["split"].lower() or self.split)
-        return Row(key, told[key], asked, text, cast(AnswerType, kind), task, split)
+        text = plain_yes_no(text) if kind == "closed" else text
+        return Row(key, told[key], asked, text, cast(AnswerType, kind), task, split, told["patient"])
 
 
 def parse_columns(pairs: list[str]) -> dict[str, str]:

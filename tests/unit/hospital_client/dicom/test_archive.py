@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from helpers_dicom import TEST_FILES, ct_series, image, save
 
 from hospital_client.dicom import faults
@@ -59,20 +62,46 @@ def test_one_person_is_never_counted_twice_nor_two_taken_for_one(tmp_path: Path)
     put(tmp_path / "3", StudyInstanceUID="3", PatientID="p1")
     put(tmp_path / "4", StudyInstanceUID="4", PatientID="p5")
     put(tmp_path / "5", StudyInstanceUID="4", PatientID="p6")
+    for name in ("6", "7"):  # a copy under another ID, as from before a de-identification
+        put(tmp_path / name, StudyInstanceUID="6", SOPInstanceUID="6.1", PatientID=f"p{name}")
     studies = read(tmp_path).studies
+    assert studies["6"].fault == faults.TWO_PATIENTS
     assert [studies[uid].identifier for uid in "12"] == ["NORTH/p1", "SOUTH/p1"]
     assert studies["3"].fault == faults.UNCLEAR_ISSUER
     assert studies["4"].fault == faults.TWO_PATIENTS
+
+
+def test_a_study_has_every_accession_number_of_its_files(tmp_path: Path) -> None:
+    for name, number in (("1", None), ("2", "A-1"), ("3", "A-2")):
+        put(tmp_path / name, AccessionNumber=number)
+    assert read(tmp_path).studies["1.2.3"].accessions == {"", "A-1", "A-2"}
+
+
+def test_a_folder_that_may_not_be_read_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "open/1")
+    put(tmp_path / "shut/2")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("shut"):
+            raise PermissionError(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    archive = read(tmp_path)
+    assert archive.files == 1 and archive.left_out == {faults.CLOSED: 1}
 
 
 def test_a_header_without_uids_or_an_image_is_left_out_and_spoils_its_own_series_alone(tmp_path: Path) -> None:
     put(tmp_path / "1", SeriesInstanceUID="")
     put(tmp_path / "2", SeriesInstanceUID="bad", Rows=0)
     put(tmp_path / "3", SeriesInstanceUID="good")
+    put(tmp_path / "4", SeriesInstanceUID="shifted", BitsStored=12, HighBit=15)
     archive = read(tmp_path)
-    assert archive.left_out == {faults.NO_UID: 1, faults.BAD_HEADER: 1}
+    assert archive.left_out == {faults.NO_UID: 1, faults.BAD_HEADER: 2}
     assert {uid: series.fault for uid, series in archive.studies["1.2.3"].series.items()} == {
         "bad": faults.BAD_HEADER,
+        "shifted": faults.BAD_HEADER,
         "good": "",
     }
 

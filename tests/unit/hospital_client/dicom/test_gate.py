@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_the_table_is_the_standards() -> None:
 
 
 def test_attributes_uids_private_tags_overlays_and_faces_are_counted_by_tag() -> None:
-    header = bare(RecognizableVisualFeatures="YES", PatientBirthDate="19500101", StationName="")
+    header = bare(RecognizableVisualFeatures="Yes", PatientBirthDate="19500101", StationName="")
     header.add_new(0x00091001, "LO", "private text")
     header.add_new(0x60003000, "OW", b"\1\0")
     header.add_new(0x50003000, "OW", b"\1\0")
@@ -63,6 +64,10 @@ def test_what_stands_inside_a_sequence_is_found() -> None:
     ("attributes", "kind"),
     [
         ({"BurnedInAnnotation": "YES"}, "burned-in"),
+        ({"BurnedInAnnotation": "yes"}, "burned-in"),
+        ({"BurnedInAnnotation": "Y", "Modality": "CT"}, "burned-in"),
+        ({"BurnedInAnnotation": ["NO", "YES"]}, "burned-in"),
+        ({"BurnedInAnnotation": "no ", "Modality": "US"}, ""),
         ({"BurnedInAnnotation": "NO"}, ""),
         ({"BurnedInAnnotation": "NO", "Modality": "US"}, ""),
         ({"Modality": "US"}, "burned-in-likely"),
@@ -73,7 +78,7 @@ def test_what_stands_inside_a_sequence_is_found() -> None:
         ({}, ""),
     ],
 )
-def test_pixels_that_may_hold_text_are_refused(attributes: dict[str, str], kind: str) -> None:
+def test_pixels_that_may_hold_text_are_refused(attributes: dict[str, Any], kind: str) -> None:
     assert looked(bare(**attributes))[0] == kind
     assert looked(bare(**attributes), **{kind: "report"} if kind else {})[0] == ""
 

@@ -12,6 +12,7 @@ from helpers_dicom import CORONAL, TEST_FILES, ct_series, image, save, write_tab
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from fedmed.data.importers.rowwise import TWO_SPLITS
 from fedmed.data.manifest import Manifest, load_manifest
 from fedmed.errors import FedMedError
 from hospital_client.cli import app
@@ -230,6 +231,31 @@ def test_a_table_that_matches_nothing_says_what_was_read(archive: Path, tmp_path
     assert "text-name         nothing looked at" in result.output
     assert told(result.output, importer.NO_STUDY) == 1
     assert not (tmp_path / "out/manifest.jsonl").exists()
+
+
+def test_a_row_that_names_another_patient_than_its_study_is_left_out(archive: Path) -> None:
+    """Its text would be counted, and forgotten on request, as the wrong person's."""
+    lines = ("study,patient,question,answer", "1.2.3,p-001,Is it?,no", "1.2.3,p-002,What?,a mass", "4.5,,What?,a mass")
+    manifest, output = imported(archive, lines=lines)
+    assert [item.patient for item in manifest.examples] == ["p-001", "p-002"]
+    assert [item.question for item in manifest.examples] == ["Is it?", "What?"]
+    assert told(output, importer.OTHER_PATIENT) == 1
+
+
+def test_nobody_is_in_two_splits(archive: Path) -> None:
+    save(archive / "later", image(np.zeros((4, 4), np.uint16), StudyInstanceUID="8", PatientID="p-001"))
+    lines = ("study,split,question,answer", "1.2.3,test,Is it?,no", "8,train,Is it?,no", "4.5,train,What?,a mass")
+    manifest, output = imported(archive, lines=lines)
+    assert [(item.patient, item.split) for item in manifest.examples] == [("p-001", "test"), ("p-002", "train")]
+    assert told(output, TWO_SPLITS) == 1
+
+
+def test_no_more_pictures_are_made_of_a_series_than_are_used(archive: Path) -> None:
+    last = save(archive / "xray9", image(np.zeros((10, 6), np.uint16), "DX", PatientID="p-002", StudyInstanceUID="4.5",
+                                         SeriesInstanceUID="4.5.1", InstanceNumber=9))  # fmt: skip
+    last.write_bytes(last.read_bytes()[:-40])
+    manifest, output = imported(archive, "--max-images", "2", lines=("study,question,answer", "4.5,What?,x"))
+    assert len(pixels(manifest)) == 2 and told(output, faults.SHORT_PIXELS) == 0
 
 
 def test_a_key_that_several_studies_share_joins_nothing(archive: Path) -> None:

@@ -32,7 +32,7 @@ def test_questions_and_answers(tmp_path: Path) -> None:
         "1.3,What?,a mass,,test",
         "1.4,Which?,left,closed,VAL",
     )
-    assert first == Row("study", "1.2", "Is it?", "No", "closed", "vqa", "train")
+    assert first == Row("study", "1.2", "Is it?", "no", "closed", "vqa", "train")
     assert second == Row("study", "1.3", "What?", "a mass", "open", "vqa", "test")
     assert third == Row("study", "1.4", "Which?", "left", "closed", "vqa", "val")
 
@@ -48,8 +48,8 @@ def test_reports_of_findings_and_impression(tmp_path: Path) -> None:
 
 def test_the_first_key_that_a_row_fills_joins_it(tmp_path: Path) -> None:
     found = rows(tmp_path, "patient,accession,study,answer,question", "p,a,s,x,q", "p,a,,x,q", "p,,,x,q", ",,,x,q")
-    assert [(row.key, row.value, row.fault) for row in found] == [
-        ("study", "s", ""), ("accession", "a", ""), ("patient", "p", ""), ("", "", reports.NO_KEY),
+    assert [(row.key, row.value, row.patient, row.fault) for row in found] == [
+        ("study", "s", "p", ""), ("accession", "a", "p", ""), ("patient", "p", "p", ""), ("", "", "", reports.NO_KEY),
     ]  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_columns_of_other_names_tabs_a_byte_order_mark_and_blank_lines(tmp_path:
 def test_rows_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     found = rows(
         tmp_path, "study,question,answer,split,answer_type",
-        "1,q", "1,q,a,train,open,more", "1,q,,,", "1,,a,,", "1,q,a,late,", "1,q,a,,maybe", "1,q," + "a" * 100_001 + ",,",
+        "1,q", "1,q,a,train,open,more", "1,q,nan,,", "1,,a,,", "1,q,a,late,", "1,q,a,,maybe", "1,q," + "a" * 100_001 + ",,",
     )  # fmt: skip
     assert [row.fault for row in found[:4]] == [
         reports.BAD_ROW,
