@@ -17,7 +17,7 @@ Shapes: B examples, L tokens, R rows of the vision tower's leading axis. A row i
 | special tokens inside a question or answer | taken out: they are markup, and would move images                        |
 | longer than max_length                     | words are cut from the end of the question (never an image mark), then   |
 |                                            | the oldest exchange without an image goes; never from the answer         |
-| too long even then                         | DataError with the numbers                                               |
+| too long even then                         | TooLongError with the numbers                                            |
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ from fedmed.errors import DataError, ModelError
 
 IGNORE = -100
 _TOO_LONG = "take a base model with a longer context, fewer images a record, or shorter texts"
+
+
+class TooLongError(DataError):
+    """A record does not fit the model. Whoever computes on patients leaves it out: a task can choose what fits, so that a
+    failure would tell whose records there are."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +105,14 @@ class Collator:
         self._pad: int = self._tokenizer.eos_token_id if pad is None else pad
 
     def encode(self, example: Example, images: Sequence[Image]) -> Encoded:
-        """One example's tokens and image tensors. Raises DataError when it does not fit `max_length`."""
+        """One example's tokens and image tensors. Raises TooLongError when it does not fit `max_length`."""
         said = self._conversation(example, images)
         answer = self._encode_answer(said, example.answer)
         prompt = self._encode_prompt(said, images)
         while (excess := prompt["input_ids"].shape[1] + len(answer) - self._max_length) > 0:
             shorter = said.shorter(excess, self._num_tokens)
             if shorter is None:
-                raise DataError(
+                raise TooLongError(
                     f"a record needs {self._max_length + excess} tokens without its question, expected at most "
                     f"{self._max_length}",
                     _TOO_LONG,
@@ -126,14 +131,14 @@ class Collator:
         return self.join(self.encode_all(examples, images))
 
     def prompt_batch(self, examples: Sequence[Example], images: Sequence[Sequence[Image]]) -> dict[str, Tensor]:
-        """Prompts alone, left padded, as `generate` takes them. Raises DataError when one does not fit."""
+        """Prompts alone, left padded, as `generate` takes them. Raises TooLongError when one does not fit."""
         with_images = sum(bool(own) for own in images)
         if with_images not in (0, len(examples)):  # not every processor takes examples without images among others
             return self.join_prompts(self.encode_all(examples, images))
         texts = self._render_prompts(examples, images)
         prompts = self._process(texts, images if with_images else [])
         if (length := prompts["input_ids"].shape[1]) > self._max_length:
-            raise DataError(f"a prompt needs {length} tokens, expected at most {self._max_length}", _TOO_LONG)
+            raise TooLongError(f"a prompt needs {length} tokens, expected at most {self._max_length}", _TOO_LONG)
         return prompts
 
     def join(self, items: Sequence[Encoded]) -> Batch:

@@ -10,14 +10,16 @@ gradients are added up before clipping.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fedmed.data.collate import Batch, Collator, Encoded
+from fedmed.data.collate import Batch, Collator, Encoded, TooLongError
 from fedmed.data.manifest import Manifest
 
+log = logging.getLogger("fedmed.training")
 # Encoded examples are kept up to this size: decoding and preparing an image costs more than a small model's step.
 CACHE_BYTES = 512 << 20
 # One call of the processor for several records is twice as fast as one for each; but their images, some with millions
@@ -74,7 +76,34 @@ class EncodedExamples:
         self._manifest = manifest
         self._collator = collator
         self._kept: dict[int, Encoded] = {}
+        self._fits: dict[int, bool] = {}
         self._room = CACHE_BYTES
+
+    def fitting(self, patients: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Of each patient the records that the model can take, of those who have any: each told by itself alone.
+
+        The site's log says how many there are that it cannot take. To fail instead would tell that somebody has such a
+        record, at a length that a task can choose: its virtual tokens take up the model's positions.
+        """
+        new = [record for own in patients for record in own if record not in self._fits]
+        for start in range(0, len(new), ENCODED_TOGETHER):
+            self._find_fitting(new[start : start + ENCODED_TOGETHER])
+        if unfit := sum(not self._fits[record] for record in new):
+            log.warning("%d records are too long for the model and add nothing", unfit)
+        left = [[record for record in own if self._fits[record]] for own in patients]
+        return [own for own in left if own]
+
+    def _find_fitting(self, records: Sequence[int]) -> None:
+        try:
+            self._encode(records)
+        except TooLongError:
+            if len(records) > 1:
+                for record in records:
+                    self._find_fitting([record])
+                return
+            self._fits[records[0]] = False
+        else:
+            self._fits |= dict.fromkeys(records, True)
 
     def batch(self, records: Sequence[int]) -> Batch:
         """A right-padded training batch of these records."""

@@ -18,6 +18,7 @@ no patient has more findings, the federated score is the F1 of all patients' mea
 | ---------------------------------------- | --------------------------------------------------------------------------- |
 | consent withdrawn, before or meanwhile   | the patient is left out                                                     |
 | out of memory                            | the same part again in smaller batches; answers do not depend on it         |
+| a question too long for the model        | the item is answered with nothing: a failure would tell that somebody has it |
 | stopped                                  | FederationError, nothing leaves                                             |
 """
 
@@ -29,6 +30,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from torch import nn
 from transformers import ProcessorMixin
 
+from fedmed.data.collate import TooLongError
 from fedmed.data.manifest import Manifest
 from fedmed.data.schema import Example
 from fedmed.errors import FederationError
@@ -144,11 +146,16 @@ def _answers(
 ) -> list[str]:
     examples = [manifest.examples[index] for index in part]
     images = [manifest.images(example) for example in examples]
-    return batch.within_memory(
-        lambda: generate_answers(
-            model, processor, examples, images, batch_size=batch.size, max_new_tokens=max_new_tokens
+    try:
+        return batch.within_memory(
+            lambda: generate_answers(
+                model, processor, examples, images, batch_size=batch.size, max_new_tokens=max_new_tokens
+            )
         )
-    )
+    except TooLongError:
+        if len(part) == 1:
+            return [""]
+    return [_answers(model, processor, manifest, [one], batch, max_new_tokens)[0] for one in part]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -45,7 +45,8 @@ def count_right(
     """The noisy counts of one draw, as the table above says.
 
     Args:
-        patients: record indices of each, of the records that the plan selects; whoever has none is not counted.
+        patients: record indices of each, of the records that the plan selects; whoever has none is not counted, nor
+            who has none that fits the model.
         batch: as training has it; before it has chosen one, a size that forward passes alone can do with.
         withdrawn: indices of patients who are left out of what was drawn; may raise.
 
@@ -59,7 +60,8 @@ def count_right(
     drawn = draw_patients(len(patients), privacy.sample_rate, random)
     gone = withdrawn()
     kept = [index for index in drawn if index not in gone and patients[index]]
-    records = [draw_records(patients[index], privacy.records_per_patient, random) for index in kept]
+    drawn_records = [draw_records(patients[index], privacy.records_per_patient, random) for index in kept]
+    records = examples.fitting(drawn_records)
     used = batch if batch.size else PhysicalBatch(_FORWARD_BATCH)
     shares = used.within_memory(lambda: _shares(plan, model, examples, records, used.size, should_stop))
     return noisy_counts(shares, privacy.metrics_noise_multiplier, random)

@@ -128,22 +128,28 @@ class Steps:
         kept = [index for index in drawn if index not in withdrawn]
         offered = self._easy_enough([list(self.patients[index]) for index in kept if self.patients[index]])
         records = [draw_records(own, privacy.records_per_patient, self.random) for own in offered]
-        return sorted(records, key=lambda own: max(self.examples.text_size(record) for record in own))
+        return sorted(self.examples.fitting(records), key=lambda own: max(self.examples.text_size(record) for record in own))
 
     def _easy_enough(self, patients: list[list[int]]) -> list[list[int]]:
         """Patients' records that the selection lets through by the present model's loss, of those who have any."""
         selection = self.plan.selection
         if selection.grading != "loss" or selection.max_difficulty == HARDEST or not patients:
             return patients
-        flat = [record for own in patients for record in own]
-        size, easy = self.batch.size or LOSS_BATCH, set[int]()
-        for start in range(0, len(flat), size):
-            self._stop_if_asked()
-            part = flat[start : start + size]
-            batch = self.examples.batch(part).to(self._device)
-            easy |= easy_by_loss(self.model, batch, self.plan.precision, part, selection.max_difficulty)
-        left = [[record for record in own if record in easy] for own in patients]
+        left = [self._easy_of(own) for own in self.examples.fitting(patients)]
         return [own for own in left if own]
+
+    def _easy_of(self, records: list[int]) -> list[int]:
+        """Of one patient's records, alone in their batches: beside others' a loss is rounded in another way, and one at the
+        edge of a grade would come or go with who else was drawn."""
+        size, easy = self.batch.size or LOSS_BATCH, set[int]()
+        for start in range(0, len(records), size):
+            self._stop_if_asked()
+            part = records[start : start + size]
+            batch = self.examples.batch(part).to(self._device)
+            easy |= easy_by_loss(
+                self.model, batch, self.plan.precision, part, self.plan.selection.max_difficulty
+            )
+        return [record for record in records if record in easy]
 
     def _private_gradient(self, engine: PatientGradients, drawn: list[list[int]]) -> list[Tensor]:
         """Clipped, summed over all physical batches, noised once, divided by the public lot size."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from fedmed.data.collate import TooLongError
 from fedmed.data.manifest import Manifest
 from fedmed.data.schema import Example
 from fedmed.errors import FederationError
@@ -112,6 +114,27 @@ def test_who_withdraws_meanwhile_is_left_out(asked: list[int]) -> None:
 
 def test_out_of_memory_it_goes_on_in_smaller_batches(asked: list[int]) -> None:
     assert len(score(batch=PhysicalBatch(8))) == 3 and sum(asked) == 6
+
+
+def test_a_question_that_does_not_fit_is_answered_with_nothing(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation that failed would tell that somebody has such a question."""
+    ask = held_out.generate_answers
+
+    def fitting(model: Any, processor: Any, examples: Sequence[Example], *args: Any, **more: Any) -> list[str]:
+        if any(example.question == "Long?" for example in examples):
+            raise TooLongError("a prompt needs more tokens than there are")
+        return ask(model, processor, examples, *args, **more)
+
+    monkeypatch.setattr(held_out, "generate_answers", fitting)
+    manifest: Any = Three()
+    manifest.examples = tuple(
+        replace(example, question="Long?") if place in (1, 4, 5) else example
+        for place, example in enumerate(manifest.examples)
+    )
+    found = score_patients(None, None, manifest, batch=PhysicalBatch(3), max_new_tokens=4)  # type: ignore[arg-type]
+    assert [patient.values["exact_match"] for patient in found] == [0.5, 1.0, 0.0]
 
 
 def test_it_stops_when_told(asked: list[int]) -> None:

@@ -1,0 +1,86 @@
+"""With and without one patient: a round is a round either way, and what is computed of others does not change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_training import flat, plan, record
+
+from fedmed.data.manifest import Manifest, write_manifest
+from fedmed.data.schema import Example
+from fedmed.messages import LoraSpec, Selection
+from fedmed.models.base import BaseModel
+from fedmed.privacy.counts import NoisyCounts
+from fedmed.privacy.random import InsecureSeededRandom
+from fedmed.training import steps
+from fedmed.training.local_round import LocalTrainer
+from fedmed.training.steps import RoundPlan
+
+# So many virtual tokens, as a task may ask for, that a long answer does not fit into 512 positions any more.
+CROWDED = LoraSpec(2, 4.0, ("language_model",), (), virtual_tokens=300)
+LONG = replace(record(9, 9, 1, "left " * 300), answer_type="open", task="report")
+ORDINARY = [record(patient, patient, 1) for patient in range(3)]
+
+
+def sites(folder: Path, patient: Sequence[Example]) -> tuple[Manifest, Manifest]:
+    """Without the patient, and with."""
+    return write_manifest(folder / "without", ORDINARY), write_manifest(folder / "with", [*ORDINARY, *patient])
+
+
+def trained(base: BaseModel, site: Manifest, settings: RoundPlan) -> torch.Tensor:
+    trainer = LocalTrainer(base, site, InsecureSeededRandom(0))
+    found = flat(trainer.train(settings, {}, 0))
+    trainer.close()
+    return found
+
+
+@pytest.mark.parametrize("mode", ["dp", "none"])
+@pytest.mark.parametrize("grading", ["text", "loss"])
+def test_a_record_that_does_not_fit_adds_nothing(tiny_base: BaseModel, tmp_path: Path, mode: str, grading: str) -> None:
+    """A round that failed would tell the consortium that somebody has it: the task chooses what fits."""
+    without, with_it = sites(tmp_path, [LONG])
+    most = 4 if grading == "loss" else 5
+    settings = replace(
+        plan(mode, lora=CROWDED, trainable=("saved",)), selection=Selection(grading=grading, max_difficulty=most)
+    )
+    assert torch.equal(trained(tiny_base, with_it, settings), trained(tiny_base, without, settings))
+
+
+def test_of_a_patient_the_records_that_fit_are_trained(tiny_base: BaseModel, tmp_path: Path) -> None:
+    short = replace(record(9, 4, 1), question="Left?")
+    one, other = sites(tmp_path / "a", [short])[1], sites(tmp_path / "b", [LONG, short])[1]
+    settings = plan(lora=CROWDED, trainable=("saved",))
+    torch.testing.assert_close(trained(tiny_base, one, settings), trained(tiny_base, other, settings))
+
+
+def test_a_record_that_does_not_fit_is_not_counted(tiny_base: BaseModel, tmp_path: Path) -> None:
+    settings = plan(lora=CROWDED, trainable=("saved",))
+    settings = replace(settings, privacy=replace(settings.privacy, metrics_noise_multiplier=1e-9))
+    found: list[NoisyCounts] = []
+    for site in sites(tmp_path, [LONG]):
+        trainer = LocalTrainer(tiny_base, site, InsecureSeededRandom(0))
+        found.append(trainer.count(settings, {}, 0))
+        trainer.close()
+    assert found[0] == found[1] and found[0].patients == 3
+
+
+def test_a_loss_that_decides_is_measured_beside_no_other_patients_records(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding and the size of a batch round a loss in another way; at the edge of a grade that moves a whole patient."""
+    site = sites(tmp_path, [record(9, seed, 1) for seed in (7, 8, 9)])[1]
+    owners, real = [], steps.easy_by_loss
+
+    def spy(model: Any, batch: Any, precision: str, records: Sequence[int], most: int) -> set[int]:
+        owners.append([site.examples[index].patient for index in records])
+        return real(model, batch, precision, records, most)
+
+    monkeypatch.setattr(steps, "easy_by_loss", spy)
+    settings = replace(plan(physical_batch=2), selection=Selection(grading="loss", max_difficulty=4))
+    trained(tiny_base, site, settings)
+    assert owners == [["p00"], ["p01"], ["p02"], ["p09", "p09"], ["p09"]]
