@@ -52,7 +52,7 @@ def fedmed(case: Case) -> Iterator[Step]:
     spec = PrivacySpec("dp", NOISE, 0.1, BOUND, 1, 1, 1e-5)
     case.model.eval()
     parameters = case.parameters
-    engine = PatientGradients(case.model, parameters, case.precision, {(True, True), (False, True)})
+    engine = PatientGradients(case.model, parameters, case.precision)
     owner = torch.arange(case.patients, device=case.batch.labels.device)
     weight = torch.ones(case.patients, device=owner.device)
 

@@ -24,12 +24,12 @@ class AdaptedBase:
 
     Attributes:
         base: frozen; its layers get the adapter in place.
-        proven: kinds of batches whose gradients per patient have been compared with autograd's, for the present adapter.
+        proven: what of the present adapter fedmed.training.proof has looked at.
         changes: how often the adapter was put on or taken off: parameters of another number are gone.
     """
 
     base: BaseModel
-    proven: dict[tuple[object, ...], set[tuple[bool, bool]]] = field(default_factory=dict)
+    proven: set[tuple[object, ...]] = field(default_factory=set)
     changes: int = 0
     _adapted: tuple[LoraSpec, PeftModel] | None = None
 

@@ -23,6 +23,7 @@
 | proximal_mu          | FedProx: mu (w - w0) on top of the noisy gradient; no further cost                     |
 | parts                | of the others the tensors that came in come back                                       |
 | selection            | patients are drawn from all; a drawn one without a selected record adds nothing        |
+| too long a record    | adds nothing, and the site's log says so: see EncodedExamples                          |
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ from fedmed.privacy.patient_scores import PatientScores
 from fedmed.privacy.random import RandomSource
 from fedmed.training.adapted import AdaptedBase
 from fedmed.training.batches import EncodedExamples
-from fedmed.training.device_memory import PhysicalBatch
+from fedmed.training.device_memory import PhysicalBatch, set_checkpointing
 from fedmed.training.held_out import score_patients
 from fedmed.training.local_evaluation import count_right
 from fedmed.training.optimizers import begin_round, make_optimizer
-from fedmed.training.patient_gradients import PatientGradients
+from fedmed.training.proof import RECORDS, prove
 from fedmed.training.selection import selected_records
 from fedmed.training.steps import RoundPlan, Steps
 
@@ -114,9 +115,7 @@ class LocalTrainer:
             ModelError: as `train`.
             PrivacyError: a layer's gradient cannot be told apart by patient; names it.
         """
-        model, parameters = self._trained(plan, state, init_seed)
-        if plan.privacy.mode == "dp":
-            PatientGradients(model, parameters, plan.precision).close()
+        model, _ = self._trained(plan, state, init_seed)
         return _lacking(model, state, plan.personal)
 
     def train(
@@ -154,7 +153,6 @@ class LocalTrainer:
             random or self._random,
             should_stop,
             self._mechanism,
-            self._base.proven.setdefault((tuple(parameters), plan.precision), set()),
             self._batch_for(plan),
             self._withdrawn,
         ).run()
@@ -213,11 +211,13 @@ class LocalTrainer:
     def _examples_for(self, spec: LoraSpec) -> EncodedExamples:
         """The site's examples with prompts for this adapter; encoded again only where its virtual tokens are others."""
         if self._examples is None or self._examples[0] != spec.virtual_tokens:
-            plain = self._base.base
-            positions = getattr(plain.model.config.get_text_config(), "max_position_embeddings", 2048)
-            collator = Collator(adapted_processor(plain, spec), positions)
-            self._examples = (spec.virtual_tokens, EncodedExamples(self._manifest, collator))
+            self._examples = (spec.virtual_tokens, EncodedExamples(self._manifest, self._collator(spec)))
         return self._examples[1]
+
+    def _collator(self, spec: LoraSpec) -> Collator:
+        plain = self._base.base
+        positions = getattr(plain.model.config.get_text_config(), "max_position_embeddings", 2048)
+        return Collator(adapted_processor(plain, spec), positions)
 
     def _selected(self, plan: RoundPlan) -> tuple[tuple[int, ...], ...]:
         """Of each patient the records that the plan selects."""
@@ -238,7 +238,34 @@ class LocalTrainer:
         self, plan: RoundPlan, state: Mapping[str, Tensor], init_seed: int
     ) -> tuple[PeftModel, dict[str, nn.Parameter]]:
         """The model with `state` in its adapter, and the tensors that the plan trains."""
-        model = self._prepare(plan, state, init_seed)
+        model = self._base.take(plan.lora, init_seed)
+        parameters = self._parameters_of(plan, model)
+        if plan.privacy.mode == "dp":
+            self._prove(plan, model, parameters)
+        return self._prepare(plan, state, init_seed), parameters
+
+    def _prove(self, plan: RoundPlan, model: PeftModel, parameters: Mapping[str, nn.Parameter]) -> None:
+        """That what the plan trains can be told apart by patient: once for an adapter, before the task's tensors are in it.
+
+        Where memory is short of a batch of two patients, no batch holds them.
+        """
+        batch = self._batch_for(plan)
+        room = PhysicalBatch(1 if batch.size == 1 else RECORDS)
+        key = (tuple(parameters), plan.precision, plan.gradient_checkpointing, room.size)
+        if key in self._base.proven:
+            return
+        collator = self._collator(plan.lora)
+        set_checkpointing(model.get_base_model(), plan.gradient_checkpointing)
+        try:
+            room.within_memory(lambda: prove(model, parameters, collator, plan.precision, room.size))
+        finally:
+            set_checkpointing(model.get_base_model(), on=False)
+        if room.size == 1:
+            batch.size = 1
+        self._base.proven.add((*key[:-1], room.size))
+
+    @staticmethod
+    def _parameters_of(plan: RoundPlan, model: PeftModel) -> dict[str, nn.Parameter]:
         parameters = adapter_parameters(model, plan.trainable)
         if not parameters:
             raise ModelError(f"trainable={list(plan.trainable)}: expected kinds such as lora_A or lora_B")
@@ -246,7 +273,7 @@ class LocalTrainer:
             parameters = {key: own for key, own in parameters.items() if part_of(key) in plan.parts}
         if not parameters:
             raise ModelError(f"parts={list(plan.parts)}: the adapter has no tensor to train in them")
-        return model, parameters
+        return parameters
 
     def _prepare(self, plan: AdapterShape, state: Mapping[str, Tensor], init_seed: int) -> PeftModel:
         model = self._base.take(plan.lora, init_seed)

@@ -18,8 +18,8 @@ the patient's mean loss. Nothing is clipped here, and no sum over patients is fo
 | layer whose type has no tap, DoRA, a shared weight  | PrivacyError naming it, before any record is used              |
 | leading axis that cannot be told apart by patient   | PrivacyError naming the layer                                  |
 | batch without images; layer the loss does not reach | zeros                                                          |
-| layer that mixes or reorders examples, or whose     | PrivacyError: the first batches with and without images are    |
-| weight is used behind the tap's back                | compared with autograd's own gradient of one patient's loss    |
+| layer that mixes or reorders examples, or whose     | wrong rows: fedmed.training.proof is asked before, and         |
+| weight is used behind the tap's back                | compares rows with autograd's own gradients                    |
 | same layer called several times                     | its calls add up                                               |
 | gradient checkpointing, autocast                    | as without; numbers are accumulated in float32                 |
 | afterwards                                          | `close` leaves neither taps nor gradients on the model         |
@@ -43,9 +43,6 @@ from fedmed.training.gradient_matrix import Matrix
 from fedmed.training.ownership import HINT, Owners
 from fedmed.training.taps import Tap, is_lora, tap_for
 
-# How far a patient's row may lie from autograd's own gradient, relative: autocast rounds to 8 bits.
-_AGREEMENT = {"float32": 1e-3, "bfloat16": 1e-1}
-
 
 def example_losses(model: nn.Module, batch: Batch, precision: str) -> Tensor:
     """Mean cross-entropy over each example's answer tokens: [B]. `precision` bfloat16 runs the model in autocast."""
@@ -67,23 +64,15 @@ class PatientGradients:
         model: with its adapter, in eval mode (no dropout).
         parameters: the trainable tensors by stable key; the matrix has their columns in this order.
         precision: float32 or bfloat16, see `example_losses`.
-        proven: kinds of batches that agreed with autograd already; kept by the caller while the adapter is the same.
 
     Raises:
         PrivacyError: a trainable tensor's gradient cannot be told apart by patient; names its layer.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
-        precision: str,
-        proven: set[tuple[bool, bool]] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], precision: str) -> None:
         self._model = model
         self._parameters = dict(parameters)
         self._precision = precision
-        self._proven = set() if proven is None else proven
         ends = list(accumulate(self.sizes))
         columns = {
             id(own): slice(end - own.numel(), end) for own, end in zip(self._parameters.values(), ends, strict=True)
@@ -119,16 +108,11 @@ class PatientGradients:
         matrix = self._matrix
         matrix.owners = Owners(owner.tolist(), rows.tolist(), num_patients)
         fresh = torch.zeros((num_patients, sum(self.sizes)), device=self._anchor.device) if total is None else total
-        kind = (bool(len(rows)), len(set(owner.tolist())) > 1)
-        before = fresh.clone() if total is not None and kind not in self._proven else None
         matrix.values = fresh
         try:
             backward((example_losses(self._model, batch, self._precision) * weight).sum())
         finally:
             matrix.values, matrix.owners = torch.zeros(0), None
-        if kind not in self._proven:
-            self._prove(batch, owner, weight, fresh if before is None else fresh - before)
-            self._proven.add(kind)
         return fresh
 
     def close(self) -> None:
@@ -144,26 +128,6 @@ class PatientGradients:
         for parameter in self._parameters.values():
             parameter.requires_grad_(False)
         self._detach = [tap.attach(self._anchor) for tap in self._taps]
-
-    def _prove(self, batch: Batch, owner: Tensor, weight: Tensor, matrix: Tensor) -> None:
-        """One patient's row against autograd's gradient of that patient's loss in the same batch: whoever mixes examples
-        in a layer, or uses a weight where no tap sees it, shows here."""
-        chosen = int(owner[-1])
-        self.close()
-        try:
-            losses = example_losses(self._model, batch, self._precision)
-            backward((losses * weight * (owner == chosen)).sum())
-            own = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters.values()]
-        finally:
-            for parameter in self._parameters.values():
-                parameter.grad = None
-            self._attach()
-        parts = matrix[chosen].split(self.sizes)
-        for key, found, expected in zip(self._parameters, parts, own, strict=True):
-            difference = torch.linalg.vector_norm(found - expected.flatten().float())
-            scale = torch.linalg.vector_norm(torch.stack([part.norm() for part in parts]))
-            if bool(scale.isfinite()) and not bool(difference <= _AGREEMENT[self._precision] * scale):
-                raise PrivacyError(f"adapter tensor {key}: its gradient cannot be told apart by patient", HINT)
 
 
 def _find_taps(model: nn.Module, parameters: Mapping[str, nn.Parameter], matrix: Matrix) -> Iterator[Tap]:

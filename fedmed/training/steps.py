@@ -95,7 +95,6 @@ class Steps:
     random: RandomSource
     should_stop: Callable[[], bool]
     mechanism: Mechanism
-    proven: set[tuple[bool, bool]]
     batch: PhysicalBatch
     withdrawn: Callable[[], Collection[int]] = frozenset
 
@@ -104,7 +103,7 @@ class Steps:
         private = self.plan.privacy.mode == "dp"
         self.model.eval()
         set_checkpointing(self.model.get_base_model(), self.plan.gradient_checkpointing)
-        engine = PatientGradients(self.model, self.parameters, self.plan.precision, self.proven) if private else None
+        engine = PatientGradients(self.model, self.parameters, self.plan.precision) if private else None
         pulls = self.plan.optimizer.proximal_mu > 0
         start = [parameter.detach().clone() for parameter in self.parameters.values()] if pulls else []
         try:
@@ -128,7 +127,9 @@ class Steps:
         kept = [index for index in drawn if index not in withdrawn]
         offered = self._easy_enough([list(self.patients[index]) for index in kept if self.patients[index]])
         records = [draw_records(own, privacy.records_per_patient, self.random) for own in offered]
-        return sorted(self.examples.fitting(records), key=lambda own: max(self.examples.text_size(record) for record in own))
+        return sorted(
+            self.examples.fitting(records), key=lambda own: max(self.examples.text_size(record) for record in own)
+        )
 
     def _easy_enough(self, patients: list[list[int]]) -> list[list[int]]:
         """Patients' records that the selection lets through by the present model's loss, of those who have any."""
@@ -146,9 +147,7 @@ class Steps:
             self._stop_if_asked()
             part = records[start : start + size]
             batch = self.examples.batch(part).to(self._device)
-            easy |= easy_by_loss(
-                self.model, batch, self.plan.precision, part, self.plan.selection.max_difficulty
-            )
+            easy |= easy_by_loss(self.model, batch, self.plan.precision, part, self.plan.selection.max_difficulty)
         return [record for record in records if record in easy]
 
     def _private_gradient(self, engine: PatientGradients, drawn: list[list[int]]) -> list[Tensor]:

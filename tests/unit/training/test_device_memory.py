@@ -127,3 +127,13 @@ def test_a_base_in_bfloat16_keeps_its_adapter_in_float32(tiny_base: BaseModel, c
     )
     assert {value.dtype for value in trained.values()} == {torch.float32}
     assert all(bool(value.isfinite().all()) for value in trained.values())
+
+
+def test_where_memory_is_short_of_two_patients_no_batch_holds_two(
+    tiny_base: BaseModel, cohort: Manifest, device_of: Callable[[int], None]
+) -> None:
+    """That patients are kept apart in a batch is compared on three made-up records; it cannot be where one alone fits."""
+    device_of(1)
+    trainer = LocalTrainer(tiny_base, cohort, SecureRandom())
+    trainer.check(plan(physical_batch=8), {}, 0)
+    assert trainer._batch_for(plan(physical_batch=8)).size == 1

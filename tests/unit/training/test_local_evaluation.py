@@ -98,7 +98,8 @@ def test_what_is_drawn_is_drawn_as_a_step_draws(
     model = trainer._prepare(spec, {}, 0)
     patients = cohort.patients
     batch = PhysicalBatch(64)
-    drawn = [count_right(spec, model, trainer._examples, patients, trainer._random, batch).patients for _ in range(300)]
+    examples = trainer._examples_for(spec.lora)
+    drawn = [count_right(spec, model, examples, patients, trainer._random, batch).patients for _ in range(300)]
     assert max(seen) == 2
     assert sum(drawn) / 300 == pytest.approx(0.4 * len(patients), abs=5 * (0.24 * len(patients) / 300) ** 0.5)
     assert max(drawn) > 1  # max_patients bounds a training step's gradients, not this

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_training import flat, plan, record
+from helpers_training import flat, plan, random_state, record
 
+from fedmed.data.collate import Collator
 from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.schema import Example
 from fedmed.messages import LoraSpec, Selection
+from fedmed.models.adapter import State
 from fedmed.models.base import BaseModel
 from fedmed.privacy.counts import NoisyCounts
 from fedmed.privacy.random import InsecureSeededRandom
@@ -84,3 +86,42 @@ def test_a_loss_that_decides_is_measured_beside_no_other_patients_records(
     settings = replace(plan(physical_batch=2), selection=Selection(grading="loss", max_difficulty=4))
     trained(tiny_base, site, settings)
     assert owners == [["p00"], ["p01"], ["p02"], ["p09", "p09"], ["p09"]]
+
+
+def words_of(base: BaseModel, site: Manifest) -> set[int]:
+    collator = Collator(base.processor, 512)
+    encoded = [collator.encode(example, site.images(example)) for example in site.examples]
+    return {int(word) for item in encoded for word in (*item.prompt, *item.answer)}
+
+
+def overflowing(base: BaseModel, site: Manifest, words: set[int], settings: RoundPlan) -> State:
+    """Tensors, all finite, with which the embedding of these words is infinite and no other is."""
+    trainer = LocalTrainer(base, site, InsecureSeededRandom(0))
+    state = random_state(trainer.train(replace(settings, privacy=replace(settings.privacy, steps=0)), {}, 0))
+    trainer.close()
+    for key in state:
+        if key.endswith("lora_embedding_A"):
+            state[key] = torch.zeros_like(state[key])
+            state[key][:, sorted(words)] = 1e30
+        if key.endswith("lora_embedding_B"):
+            state[key] = torch.full_like(state[key], 1e30)
+    return state
+
+
+def test_a_patient_whose_numbers_overflow_is_neither_told_nor_changes_another(
+    tiny_base: BaseModel, tmp_path: Path
+) -> None:
+    """A task chooses its tensors, and with them whose gradient is not finite. That one adds zero; the round goes on."""
+    spec = LoraSpec(2, 4.0, ("language_model", "projector"), ("embed_tokens", "linear_1"))
+    settings = replace(plan(lora=spec), parts=("projector",))
+    without, with_it = sites(tmp_path, [replace(record(9, 9, 1), question="left")])
+    words = words_of(tiny_base, with_it) - words_of(tiny_base, without)
+    assert words
+    state = overflowing(tiny_base, without, words, settings)
+    found = []
+    for site in (without, with_it):
+        trainer = LocalTrainer(tiny_base, site, InsecureSeededRandom(0))
+        found.append(flat(trainer.train(settings, state, 0)))
+        trainer.close()
+    torch.testing.assert_close(found[0], found[1])
+    assert not torch.equal(found[0], flat(state))

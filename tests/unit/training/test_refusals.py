@@ -12,7 +12,8 @@ from helpers_training import mixed_cohort, plan
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from fedmed.errors import PrivacyError
+from fedmed.data.manifest import Manifest
+from fedmed.errors import ModelError, PrivacyError
 from fedmed.messages import LoraSpec
 from fedmed.models.adapter import adapter_parameters, add_adapter
 from fedmed.models.base import BaseModel
@@ -32,6 +33,16 @@ def share_a_weight(model: nn.Module) -> None:
     layer.post_attention_layernorm.weight = layer.input_layernorm.weight
 
 
+def unreadable(folder: Path) -> Manifest:
+    """A cohort without its pictures: whoever reads a record fails in another way."""
+    manifest = mixed_cohort(folder / "site")
+    pictures = list(manifest.folder.rglob("*.png"))
+    assert pictures
+    for picture in pictures:
+        picture.unlink()
+    return manifest
+
+
 @pytest.mark.parametrize(
     ("change", "saved", "words"),
     [
@@ -49,12 +60,7 @@ def test_a_layer_is_refused_by_name_before_training(
     tiny_base: BaseModel, tmp_path: Path, change: Callable[[nn.Module], None], saved: str, words: str
 ) -> None:
     change(tiny_base.model)
-    manifest = mixed_cohort(tmp_path / "site")
-    pictures = list(manifest.folder.rglob("*.png"))
-    assert pictures
-    for picture in pictures:
-        picture.unlink()  # whoever reads a record fails in another way
-    trainer = LocalTrainer(tiny_base, manifest, SecureRandom())
+    trainer = LocalTrainer(tiny_base, unreadable(tmp_path), SecureRandom())
     settings = plan(lora=LoraSpec(2, 4.0, PARTS, ("all-linear",), (saved,)), trainable=PLAIN)
     for attempt in (trainer.check, trainer.train):
         with pytest.raises(PrivacyError, match=words) as caught:
@@ -72,9 +78,34 @@ def test_dora_is_refused(tiny_base: BaseModel, target: str) -> None:
 def test_a_weight_that_serves_all_images_at_once_is_refused(tiny_base: BaseModel, tmp_path: Path) -> None:
     """CLIP looks its positions up once for all images of a batch: which patient's they are cannot be seen."""
     spec = LoraSpec(2, 4.0, ("vision_tower",), ("position_embedding",))
-    trainer = LocalTrainer(tiny_base, mixed_cohort(tmp_path / "site"), SecureRandom())
-    with pytest.raises(PrivacyError, match=r"model\.vision_tower\.embeddings\.position_embedding"):
-        trainer.train(plan(lora=spec, trainable=PLAIN), {}, 0)
+    trainer = LocalTrainer(tiny_base, unreadable(tmp_path), SecureRandom())
+    for attempt in (trainer.check, trainer.train):
+        with pytest.raises(PrivacyError, match=r"model\.vision_tower\.embeddings\.position_embedding"):
+            attempt(plan(lora=spec, trainable=PLAIN), {}, 0)
+
+
+def mix_examples(model: nn.Module) -> None:
+    """Every example's activations have a little of the whole batch's mean."""
+    layer = model.get_submodule("model.language_model.layers.0.mlp")
+    layer.register_forward_hook(lambda module, args, output: output + 0.1 * output.mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize("hidden", [0.0, 1e30])
+def test_a_layer_that_mixes_patients_is_refused_whatever_the_tasks_tensors_hide(
+    tiny_base: BaseModel, tmp_path: Path, hidden: float
+) -> None:
+    mix_examples(tiny_base.model)
+    spec = LoraSpec(2, 4.0, ("language_model",), ("q_proj", "down_proj"))
+    trainer = LocalTrainer(tiny_base, unreadable(tmp_path), SecureRandom())
+    state = {key: value * 0 + hidden for key, value in trainer.train(plan("none", steps=0, lora=spec), {}, 0).items()}
+    with pytest.raises(PrivacyError, match="cannot be told apart by patient"):
+        trainer.check(plan(lora=spec), state, 0)
+
+
+def test_an_adapter_that_leaves_no_room_for_a_question_is_refused(tiny_base: BaseModel, tmp_path: Path) -> None:
+    spec = LoraSpec(2, 4.0, ("language_model",), (), virtual_tokens=500)
+    with pytest.raises(ModelError, match="not even a short question fits"):
+        LocalTrainer(tiny_base, unreadable(tmp_path), SecureRandom()).check(plan(lora=spec, trainable=PLAIN), {}, 0)
 
 
 def test_what_is_refused_leaves_the_model_as_it_was(tiny_base: BaseModel) -> None:
