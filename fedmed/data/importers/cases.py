@@ -167,7 +167,7 @@ def _laboratory(item: Row, here: str) -> Laboratory:
 
 def _required(item: Row, field: str, here: str, kinds: tuple[type, ...] = (str,)) -> str:
     """A text that must not be empty: half a finding would be learnt as a whole one."""
-    found = clean(item, field, here, kinds)
+    found = clean({**item, field: given(item[field])} if field in item else item, field, here, kinds)
     if not found:
         raise Unusable(f"{field} is empty")
     return found
@@ -183,7 +183,7 @@ def _days(item: Row, here: str) -> int | None:
 
 
 def _attributes(row: Row, where: str) -> dict[str, str]:
-    others = (name for name, value in row.items() if name not in _OWN and value not in (None, "") and name.strip())
+    others = (name for name, value in row.items() if name not in _OWN and given(value) != "" and name.strip())
     return {whole(name): whole(text(row, name, where, (str, int, float, bool))) for name in others}
 
 

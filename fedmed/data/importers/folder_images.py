@@ -11,7 +11,8 @@ from fedmed.errors import DataError
 
 MISSING, UNREADABLE = "image is missing", "image is unreadable"
 OUTSIDE = "image path is absolute or leaves the folder"
-_KEPT = 64  # images in memory: rows about one image stand near each other in every format
+# Images in memory: rows about one image stand near each other in every format, and radiographs are large.
+_KEPT, _KEPT_BYTES = 64, 1 << 26
 
 
 class FolderImages:
@@ -20,13 +21,16 @@ class FolderImages:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._kept: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
+        self._bytes = 0
 
     def load(self, name: str) -> tuple[bytes, str]:
         """The file's bytes and why it cannot be used: MISSING, OUTSIDE, UNREADABLE or nothing."""
         if name not in self._kept:
             self._kept[name] = self._read(name)
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
+            self._bytes += len(self._kept[name][0])
+            while len(self._kept) > 1 and (len(self._kept) > _KEPT or self._bytes > _KEPT_BYTES):
+                _, (data, _) = self._kept.popitem(last=False)
+                self._bytes -= len(data)
         self._kept.move_to_end(name)
         return self._kept[name]
 

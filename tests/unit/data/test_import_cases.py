@@ -90,6 +90,7 @@ def test_what_cannot_be_used_is_quarantined(tmp_path: Path) -> None:
         case_row(reports=[{"text": ""}]),
         case_row(split="test"),
         case_row(laboratory=[{"test": "CRP", "value": float("nan")}]),
+        case_row(laboratory=[{"test": "CRP", "value": None}]),
     )
     assert len(read_all(ENTRY, path)) == 1
     assert quarantined(ENTRY, path) == {
@@ -100,7 +101,7 @@ def test_what_cannot_be_used_is_quarantined(tmp_path: Path) -> None:
         "question is empty": 1,
         "text is empty": 1,
         TWO_SPLITS: 1,
-        "value is empty": 1,
+        "value is empty": 2,
     }
 
 

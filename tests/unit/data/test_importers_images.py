@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from helpers_public_sets import (
     write_parquet,
 )
 
-from fedmed.data.images import open_image
-from fedmed.data.importers import importer
+from fedmed.data.images import encode_png, open_image
+from fedmed.data.importers import folder_images, importer
 from fedmed.data.importers.folder_images import OUTSIDE
 from fedmed.data.importers.lettered import CONTRADICTS, NOT_A_CHOICE, right_choice, unlettered
 from fedmed.data.importers.medmnist import SETS
@@ -331,3 +332,19 @@ def test_json_of_one_object_is_wanted_where_one_is_read(tmp_path: Path) -> None:
     path.write_text('{"a": {"x": 1}, "b": 3}')
     with pytest.raises(DataError, match="row 2 is a JSON int, expected an object"):
         list(json_entries(path))
+
+
+def test_images_that_are_kept_for_the_next_rows_have_a_bound_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty-four radiographs would be gigabytes."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8)
+    for number in range(12):
+        (tmp_path / f"{number}.png").write_bytes(encode_png(noise + np.uint8(number)))
+    monkeypatch.setattr(folder_images, "_KEPT_BYTES", 200_000)
+    images = folder_images.FolderImages(tmp_path)
+    tracemalloc.start()
+    assert {images.load(f"{number}.png")[1] for number in range(12)} == {""}
+    assert tracemalloc.get_traced_memory()[0] < 400_000
+    tracemalloc.stop()
+    assert images.load("11.png")[0] == (tmp_path / "11.png").read_bytes()
