@@ -32,10 +32,14 @@ def write_atomic(path: Path, data: Data, mode: int = PRIVATE) -> None:
 
 def write_new(path: Path, data: Data, mode: int = PRIVATE) -> None:
     """A file that was not there. Raises FileExistsError; the file may be torn when another OSError is raised."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.writelines([data] if isinstance(data, bytes) else data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.writelines([data] if isinstance(data, bytes) else data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file it was
+        raise
     sync_folder(path.parent)
 
 

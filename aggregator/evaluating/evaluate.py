@@ -15,6 +15,7 @@ The model is asked once for its scores and three times more for its controls; ev
 | a model, data set or folder that cannot be had      | told before a question is asked, --compare's models too              |
 | another evaluation writes into the folder           | FederationError, also before: it names the process                   |
 | stopped or killed before the end                    | the folder has the files that it had; nothing is logged              |
+| the disk is full at the end                         | OSError; no scores.json, rather than one of other answers            |
 | the store does not take the numbers at the end      | RegistryError; the files are in the folder, the same again logs them |
 """
 
@@ -39,7 +40,7 @@ from aggregator.evaluating.results import Inputs, build_results, scored_parts
 from aggregator.evaluating.worst import worst_errors
 from aggregator.registry import Registry
 from aggregator.runs.locks import hold
-from fedmed.errors import DataError, ModelError
+from fedmed.errors import DataError, ModelError, RegistryError
 from fedmed.files import write_atomic, write_json
 from fedmed.metrics.answers import REPORTS
 from fedmed.metrics.controls import CONTROLS
@@ -144,7 +145,13 @@ def _evaluated(
     results = build_results(inputs)
     files = _write(out, inputs, results)
     if version is not None:
-        log_results(registry, version, results, files)
+        try:
+            log_results(registry, version, results, files)
+        except RegistryError as error:
+            raise RegistryError(
+                f"the evaluation is in {out}, but not logged: {error.message}",
+                "mend the store, then give the command again: it asks anew",
+            ) from error
     return results
 
 
@@ -215,6 +222,8 @@ def _generation(asker: Asker, candidate: Candidate, options: Options) -> dict[st
 
 def _write(out: Path, inputs: Inputs, results: Mapping[str, Any]) -> list[Path]:
     """For the owner alone: predictions and worst errors show what the data set holds."""
+    for name in (SCORES, REPORT):
+        (out / name).unlink(missing_ok=True)  # an earlier evaluation's beside these answers, were the disk full now
     files = write_predictions(out, inputs.test, inputs.answers, inputs.model["name"])
     write_json(out / SCORES, results, mode=0o600)
     errors = worst_errors(inputs.test, inputs.answers, scored_parts(inputs), count=MAX_ERRORS, seed=inputs.seed)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fedmed import command_line
 from fedmed.errors import DataError
+from fedmed.files import write_atomic
 
 
 def raising(error: BaseException):
@@ -46,6 +49,16 @@ def test_a_fault_that_a_person_can_mend_is_two_lines(
         command_line.run(raising(error))
     assert ended.value.code == code
     assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_a_full_disk_is_told_with_the_file_that_did_not_fit(tmp_path: Path) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"some"
+        raise OSError(errno.ENOSPC, "No space left on device")  # as write(2) says it: without a name
+
+    with pytest.raises(OSError, match="No space") as full:
+        write_atomic(tmp_path / "scores.json", pieces())
+    assert command_line.of_system(full.value).message == f"{tmp_path}/scores.json.part: No space left on device"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 from pathlib import Path
@@ -110,6 +111,32 @@ def test_the_same_evaluation_again_adds_nothing(tmp_path: Path, site: Path) -> N
     assert f"{place}/report.html" in registry.files[version.run_id] and place in registry.get("asked:1").tags
     assert first["controls"] is None and "--no-controls" in first["verdicts"][0]
     assert any("first 4 of" in note for note in first["data"]["notes"])
+
+
+def test_an_end_that_fails_leaves_no_scores_of_other_answers(
+    tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = MemoryRegistry()
+    publish(registry, tmp_path / "one", "run-1", blind=False)
+    options = Options(limit=2, controls=False, resamples=100, max_new_tokens=2, model_scores=False, device="cpu")
+    out = tmp_path / "out"
+
+    def refuse(*given: object) -> None:
+        raise RegistryError("the store is full")
+
+    monkeypatch.setattr(registry, "measure", refuse)
+    with pytest.raises(RegistryError, match="out, but not logged: the store is full"):
+        evaluate("asked:1", str(site), options, registry, out)
+    assert (out / "scores.json").is_file()
+
+    def full(*given: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("aggregator.evaluating.evaluate.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        evaluate("asked:1", str(site), options, registry, out)
+    assert (out / "predictions.jsonl").is_file() and not (out / "scores.json").exists()
+    assert not (out / "report.html").exists()
 
 
 def test_a_folder_is_evaluated_and_nothing_is_logged(tmp_path: Path, site: Path) -> None:
