@@ -10,6 +10,8 @@
 | NAME              | that importer's, from $FEDMED_DATA_DIR       | the importer's own, by the same split rule           |
 | NAME:PATH         | that importer's, from PATH                   | the same                                             |
 | a manifest folder | its examples of the split                    | its examples of the split train; unknown if none     |
+
+Of the split train itself the train split is known, and every image is in it.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ def _generated(name: str, split: Split, seed: int) -> TestSet:
         return tuple(GENERATED[name](PHANTOMS, seed, kind))
 
     note = f"{PHANTOMS} drawn patients of seed {seed}: no score of theirs says anything about real patients"
-    return TestSet(name, split, "by patient", draw(split), None, draw("train") if split != "train" else None, (note,))
+    return TestSet(name, split, "by patient", draw(split), None, draw("train"), (note,))
 
 
 def _imported(importer: Importer, path: Path, split: str, split_rule: str) -> TestSet:
@@ -125,16 +127,12 @@ def _imported(importer: Importer, path: Path, split: str, split_rule: str) -> Te
     if imported.quarantined:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(imported.quarantined.items()))
         notes.append(f"{sum(imported.quarantined.values())} of {imported.rows_read} rows left out: {reasons}")
-    train, why = _train(importer, path, split, split_rule)
+    train, why = (imported.examples, ()) if split == "train" else _train(importer, path, split_rule)
     return TestSet(importer.name, split, split_rule, imported.examples, None, train, (*notes, *why))
 
 
-def _train(
-    importer: Importer, path: Path, split: str, split_rule: str
-) -> tuple[tuple[Example, ...] | None, tuple[str, ...]]:
+def _train(importer: Importer, path: Path, split_rule: str) -> tuple[tuple[Example, ...] | None, tuple[str, ...]]:
     """The importer's train split; None with the reason where it has none."""
-    if split == "train":
-        return None, ()
     try:
         examples = importer.read(path, split="train", split_rule=split_rule).examples
     except DataError as error:
@@ -159,8 +157,7 @@ def _manifest(folder: Path, split: str) -> TestSet:
         found = ", ".join(f"{len(examples)} of {kind}" for kind, examples in parts.items() if examples)
         raise DataError(f"{folder} has no example of the split {split}: it has {found}", "choose another with --split")
     notes = (f"{manifest.quarantined} examples left out: an image does not decode",) if manifest.quarantined else ()
-    train = parts["train"] if split != "train" and parts["train"] else None
-    return TestSet(folder.resolve().name, split, "of the manifest", parts[split], folder, train, notes)
+    return TestSet(folder.resolve().name, split, "of the manifest", parts[split], folder, parts["train"] or None, notes)
 
 
 def _limited(found: TestSet, limit: int) -> TestSet:

@@ -32,6 +32,8 @@ def test_a_manifest_folder_has_its_splits(tmp_path: Path) -> None:
     assert (found.name, len(found.examples), len(found.train or ())) == ("site", 1, 1)
     assert found.images(found.examples[0])[0].size == (16, 12)
     assert overlap(found).in_train == 0
+    learnt = overlap(load_test_set(str(tmp_path / "site"), split="train"))
+    assert (learnt.images, learnt.in_train, learnt.seen) == (1, 1, ("yes",))
     write_manifest(tmp_path / "alone", examples[:1])
     assert load_test_set(str(tmp_path / "alone")).train is None
     with pytest.raises(DataError, match="no example of the split val: it has 1 of train, 1 of test"):
