@@ -76,7 +76,7 @@ class Cases(Importer):
         def rows() -> Iterator[tuple[str, Row]]:
             for where, raw in table_rows(table):
                 row = {name: given(value) if name in _REQUIRED else value for name, value in raw.items()}
-                own = split_of(self.name, row, where, split_rule)
+                own = split_of(row, where, split_rule)
                 kept = placing.holds(who(row, where), own)
                 if own == kind:
                     yield where, {**row, "_elsewhere": not kept}

@@ -45,6 +45,7 @@ from fedmed.data.importers.columns import OTHER_NAMES, folded
 from fedmed.data.importers.rows import json_rows
 from fedmed.data.importers.rowwise import (
     NOBODY,
+    OWN,
     TWO_SPLITS,
     Images,
     OneSplit,
@@ -146,7 +147,7 @@ class FindingsImpression(Importer):
         own = optional(row, "split", where).lower() if rule == "official" else ""
         if own and own not in SPLITS:
             raise DataError(f"{where}: split is another word, expected one of {', '.join(SPLITS)}, or nothing")
-        return own or hashed_split(self.name, patient or where)
+        return own or hashed_split(OWN, patient or where)
 
     def _examples(
         self, row: Row, where: str, listed: Mapping[str, list[str]] | None, images: Images, split: Split

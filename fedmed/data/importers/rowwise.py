@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
@@ -28,6 +29,7 @@ from fedmed.errors import DataError
 
 Row = dict[str, Any]
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
+OWN = "own"  # so that a patient of a table and of a file of cases is in one split
 MAX_CHARACTERS = 150_000
 MAX_ANSWERS = 256  # of a conversation: each example repeats all that was said before, so that they grow with its square
 TOO_MANY_ANSWERS = f"conversation has more than {MAX_ANSWERS} answers"
@@ -73,7 +75,7 @@ def hash_share(source: str, name: str) -> float:
 
 
 def hashed_split(source: str, patient: str) -> Split:
-    """Seven tenths of the patients train, a tenth val, a fifth test."""
+    """Seven tenths of the patients train, a tenth val, a fifth test. OWN is the source of all that is a hospital's own."""
     share = hash_share(source, patient)
     return "test" if share < TEST_SHARE else "val" if share < TEST_SHARE + VAL_SHARE else "train"
 
@@ -197,6 +199,7 @@ def patient_of(row: Mapping[str, Any], field: str, where: str) -> str:
 
 def patient_id(written: str) -> str:
     """As `patient_of`, of a text without stray spaces; empty where it names nobody, or more than one."""
+    written = unicodedata.normalize("NFC", written)  # as the site's ledger knows patients
     if written.lower() in _NOBODY or _ROUNDED.fullmatch(written):
         return ""
     return written.removesuffix(".0") if re.fullmatch(r"\d+\.0", written) else written

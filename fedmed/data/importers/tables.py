@@ -50,6 +50,7 @@ from fedmed.data.importers.columns import SCALARS, Columns
 from fedmed.data.importers.lettered import right_choice
 from fedmed.data.importers.rows import text, wrong_field
 from fedmed.data.importers.rowwise import (
+    OWN,
     TWO_SPLITS,
     Images,
     OneSplit,
@@ -109,7 +110,7 @@ class Table(Importer):
         def rows() -> Iterator[tuple[str, Row]]:
             for where, raw in table_rows(table):
                 row = columns.standard(raw, where)
-                own = split_of(self.name, row, where, split_rule)
+                own = split_of(row, where, split_rule)
                 kept = placing.holds(who(row, where), own)
                 if own == kind:
                     yield where, row | {"_elsewhere": not kept}
@@ -167,12 +168,12 @@ class Seen:
         self._hashes.add(digest.digest())
 
 
-def split_of(source: str, row: Row, where: str, rule: str) -> Split:
+def split_of(row: Row, where: str, rule: str) -> Split:
     """The split that a row names, or that its patient's hash gives."""
     own = optional(row, "split", where).lower() if rule == "official" else ""
     if own and own not in _SPLITS:
         raise DataError(f"{where}: split is another word, expected one of {', '.join(_SPLITS)}, or nothing")
-    return cast(Split, _SPLITS[own]) if own else hashed_split(source, who(row, where))
+    return cast(Split, _SPLITS[own]) if own else hashed_split(OWN, who(row, where))
 
 
 def who(row: Row, where: str) -> str:

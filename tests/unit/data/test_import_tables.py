@@ -17,7 +17,9 @@ from helpers_importers import (
     save_lines,
 )
 
+from fedmed.data.importers.cases import Cases
 from fedmed.data.importers.folder_images import OUTSIDE
+from fedmed.data.importers.reports import FindingsImpression
 from fedmed.data.importers.rowwise import NOBODY, TWO_SPLITS
 from fedmed.data.importers.tables import IMAGE_FOLDER, TABLE
 from fedmed.errors import DataError
@@ -231,6 +233,29 @@ def test_splits_follow_the_patient_where_there_is_no_column(tmp_path: Path) -> N
         for split in ("train", "val", "test")
     ]
     assert again == patients and TABLE.read(own, split="test").rows_read == 150
+
+
+def test_a_patient_is_in_the_same_split_of_every_format_of_a_hospitals_own(tmp_path: Path) -> None:
+    """What is imported in parts is combined: nobody must be trained on by one part and held out by another."""
+    ids = [f"p{number}" for number in range(40)]
+    save_images(tmp_path, "a.png")
+    image = {"image": "a.png", "filenames": "a.png"}
+    made = {
+        TABLE: [row(patient=who, split="left out") for who in ids],
+        IMAGE_FOLDER: [image | {"patient": who, "label": "x"} for who in ids],
+        Cases(): [{"patient": who, "question": "Is it?", "answer": "no"} for who in ids],
+        FindingsImpression(): [image | {"uid": who + "x", "patient": who, "findings": "Clear."} for who in ids],
+    }
+    found = [
+        {item.patient: item.split for item in read_all(entry, save_lines(tmp_path / "rows.jsonl", rows))}
+        for entry, rows in made.items()
+    ]
+    assert len(found[0]) == 40 and all(splits == found[0] for splits in found)
+
+
+def test_an_accent_is_the_same_however_it_is_encoded(tmp_path: Path) -> None:
+    path = lines(tmp_path, row(patient="Jos\u00e9"), row(patient="Jose\u0301", question="And now?"))
+    assert len({item.patient for item in read_all(TABLE, path)}) == 1
 
 
 def test_a_folder_of_images_with_labels(tmp_path: Path) -> None:
