@@ -139,14 +139,13 @@ class Connector:
             self._busy.release()
 
     def _hand_over(self, delivery: Delivery) -> None:
-        begin = time.monotonic()
         try:
             frame = answer(delivery.fetch(), {SOCKET_KEY: str(self._socket)}, delivery.left_s)
         except WireError as error:
             frame = encode(relay_refusal(b"", error, retry=False, socket=str(self._socket)))
         content = pack(frame)
         try:
-            delivery.reply(content, time.monotonic() - begin)
+            delivery.reply(content)
         finally:
             release(content)  # before the next message is there
 

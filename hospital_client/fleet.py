@@ -4,7 +4,7 @@
     node.join()
     while (delivery := node.next_message()) is not None:
         with delivery:
-            delivery.reply(delivery.fetch(), seconds=0.0)
+            delivery.reply(delivery.fetch())
 
 Errors: hospital_client/link.py. Flower's protocol for a message: its metadata and the tree of its objects' hashes come
 first, then each object is fetched by its hash; a reply goes the same way back.
@@ -177,8 +177,8 @@ class Delivery:
         self._patiently(partial(self._link.call, "ConfirmMessageReceived", request))
         return found.content if isinstance(found, Message) else RecordDict()
 
-    def reply(self, content: RecordDict, seconds: float) -> None:
-        """Sends the reply. `seconds`: how long the site took, for Flower's statistics. Raises as `fetch`."""
+    def reply(self, content: RecordDict) -> None:
+        """Sends the reply, without how long the site took: that depends on who was drawn. Raises as `fetch`."""
         reply = Message(content, reply_to=self._message)
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
@@ -187,7 +187,7 @@ class Delivery:
             node=self._node,
             messages_list=[message_to_proto(remove_content_from_message(reply))],
             message_object_trees=[tree],
-            clientapp_runtime_list=[seconds],
+            clientapp_runtime_list=[0.0],  # a field of Flower's protocol, for its statistics
         )
         response = self._patiently(partial(self._link.call, "PushMessages", request))
         for name in response.objects_to_push:

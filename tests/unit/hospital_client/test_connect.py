@@ -48,7 +48,7 @@ class FakeDelivery:
             raise self.content
         return self.content
 
-    def reply(self, content, seconds):
+    def reply(self, content):
         self.frame = unpack(content)
 
 

@@ -53,6 +53,7 @@ class Hub(fleet_pb2_grpc.FleetServicer):
         self.tree = message_pb2.ObjectTree()
         self.objects: dict[str, bytes] = {}
         self.reply: message_pb2.Message | None = None
+        self.runtimes: list[float] = []
 
     def put(self, message: Message) -> None:
         self.objects = {name: item.deflate() for name, item in get_all_nested_objects(message).items()}
@@ -108,7 +109,7 @@ class Hub(fleet_pb2_grpc.FleetServicer):
 
     def PushMessages(self, request, context):
         self.enter("PushMessages", context)
-        self.reply = request.messages_list[0]
+        self.reply, self.runtimes = request.messages_list[0], list(request.clientapp_runtime_list)
         names: list[str] = []
         trees = [request.message_object_trees[0]]
         while trees:
@@ -144,17 +145,18 @@ def node(hub):
     node.close()
 
 
-def test_a_frame_comes_and_its_answer_goes_unchanged(hub, node):
+def test_a_frame_comes_and_its_answer_goes_unchanged_and_untimed(hub, node):
     hub.put(incoming(pack(FRAME)))
     with node.next_message() as delivery:
         assert unpack(delivery.fetch()) == FRAME
         assert 0 < delivery.left_s <= 60.0
-        delivery.reply(pack(FRAME[::-1]), seconds=1.0)
+        delivery.reply(pack(FRAME[::-1]))
     assert node.next_message() is None
     assert hub.reply.metadata.src_node_id == 7
     assert message_from_proto(hub.reply).metadata.reply_to_message_id
     assert sum(len(body) for body in hub.objects.values()) > len(FRAME)
     assert hub.calls["ConfirmMessageReceived"] == 1
+    assert hub.runtimes == [0.0]  # how long a site trains depends on who was drawn
 
 
 @pytest.mark.parametrize("method", ["PullObject", "ConfirmMessageReceived", "PushMessages", "PushObject"])
@@ -163,7 +165,7 @@ def test_a_cut_connection_costs_no_message(hub, node, method):
     hub.faults[method] = (2, grpc.StatusCode.UNAVAILABLE, "cut")
     with node.next_message() as delivery:
         assert unpack(delivery.fetch()) == FRAME
-        delivery.reply(pack(b"answer"), seconds=0.0)
+        delivery.reply(pack(b"answer"))
     assert hub.calls[method] >= 3
     assert b"answer" in b"".join(hub.objects.values())
 
@@ -180,7 +182,7 @@ def test_a_run_that_has_ended_is_not_answered(hub, node):
     over = json.dumps({"code": 2007, "public_message": "over"})
     hub.faults["PushMessages"] = (1, grpc.StatusCode.PERMISSION_DENIED, over)
     with node.next_message() as delivery, pytest.raises(RunOver):
-        delivery.reply(pack(b"y"), seconds=0.0)
+        delivery.reply(pack(b"y"))
 
 
 def test_too_large_a_message_is_not_held(hub, node, monkeypatch):
