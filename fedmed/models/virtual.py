@@ -18,6 +18,7 @@ are the table's. A key is turned by its position (RoPE) like any other; the posi
 | first values, prefix                        | the keys and values that the base computes for n words, drawn likewise  |
 | a decoder with one layer for q, k and v     | ModelError naming its layers: prefix needs k_proj and v_proj            |
 | the layer lies in a module trained whole    | ModelError naming it                                                    |
+| the base has a prefix already               | ModelError, for LoRA alone too: prefix tuning is a last stage           |
 | LoRA on the same layer                      | works for words; a virtual token's output is the table's                |
 """
 
@@ -112,12 +113,12 @@ def virtual_paths(model: PreTrainedModel, spec: LoraSpec, saved: Sequence[str] =
     Raises:
         ModelError: see the module's table.
     """
+    if any(isinstance(module, VirtualRows) for module in model.modules()):
+        raise ModelError("the base model has trained keys and values (prefix tuning)", "adapt the base it came from")
     if not spec.virtual_tokens:
         return []
     embedding = model.get_input_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
-    if any(isinstance(module, VirtualRows) for module in model.modules()):
-        raise ModelError("the base model has trained keys and values (prefix tuning)", "adapt the base it came from")
     found = [names[id(embedding)]] if spec.virtual_kind == "prompt" else sorted(_keys_and_values(model))
     if outer := next((name for path in found for name in saved if path.startswith(f"{name}.")), None):
         raise ModelError(f"lora.modules_to_save: {outer} holds layers of virtual tokens", "train it without them")

@@ -103,8 +103,9 @@ def test_a_stored_model_gives_them_too(tiny_base: BaseModel, kind: str, tmp_path
         return
     with pytest.raises(ValueError, match="PrefixConfig"):  # without FedMed the model type itself is unknown
         AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
-    with pytest.raises(ModelError, match="has trained keys and values"):
-        add_adapter(stored.model, spec, 0)
+    for other in (spec, replace(spec, virtual_tokens=0, virtual_kind="prompt", targets=("q_proj",))):
+        with pytest.raises(ModelError, match="has trained keys and values"):
+            add_adapter(stored.model, other, 0)
     save_merged(stored.model, stored.processor, tmp_path / "again")
     assert load_file(tmp_path / "again" / "prefix.safetensors").keys() == {
         f"model.language_model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("k_proj", "v_proj")
