@@ -11,7 +11,8 @@
 | open questions,          | open_recall, open_f1, bleu1 to 4; of instructions  | llava_med_recall, _precision, _f1, _bleu,    |
 | instructions, tools      | rougeL                                             | _exact_match, _bleu1 to 3, _open_accuracy;   |
 |                          |                                                    | prefix_bleu1, prefix_accuracy                |
-| multiple choice          | choice_accuracy                                    | pmc_vqa_choice, pmc_vqa_last_character       |
+| multiple choice          | choice_accuracy                                    | pmc_vqa_choice, pmc_vqa_letter,              |
+|                          |                                                    | pmc_vqa_last_character                       |
 | tool dialogues           | tool_readable, tool_accuracy, tool_answer_f1,      |                                              |
 |                          | tool_arguments_valid, tool_arguments_equal         |                                              |
 | reports, captions        | bleu1 to 4, rouge1, rouge2, rougeL, cider_d,       | coco_bleu1 to 4, coco_rouge_l                |
@@ -55,6 +56,7 @@ CORRECTED = {
     "legacy_llava_med_bleu2": "bleu2",
     "legacy_llava_med_bleu3": "bleu3",
     "legacy_pmc_vqa_choice": "choice_accuracy",
+    "legacy_pmc_vqa_letter": "choice_accuracy",
     "legacy_pmc_vqa_last_character": "choice_accuracy",
     "legacy_prefix_accuracy": "exact_match",
     "legacy_prefix_bleu1": "bleu1",
@@ -133,10 +135,12 @@ def _is_open(example: Example) -> bool:
 
 def _choice(example: Example, answer: str) -> Parts:
     lettered = [f"{chr(ord('A') + place)}: {choice}" for place, choice in enumerate(example.choices)]
-    truth = lettered[example.choices.index(example.answer)]
+    place = example.choices.index(example.answer)
+    truth = lettered[place]
     found = {
         "choice_accuracy": _mean(is_right(example, answer)),
         "legacy_pmc_vqa_choice": _mean(legacy.pmc_vqa_choice(answer, truth, lettered)),
+        "legacy_pmc_vqa_letter": _mean(legacy.pmc_vqa_letter(answer, place, len(lettered))),
     }
     if answer:
         found["legacy_pmc_vqa_last_character"] = _mean(legacy.pmc_vqa_last_character(answer, truth, lettered))

@@ -17,15 +17,17 @@ Never the number to report: beside each stands the corrected one (fedmed.metrics
 | llava_med_bleu          | LLaVA-Med, BLEU-n         | the n-gram precision alone, times the brevity penalty  | sacrebleu's     |
 | llava_med_open_accuracy | LLaVA-Med, open accuracy  | the nearest of all answers of the test set, which the  | accuracy        |
 |                         |                           | model is not shown; ties go to the first               |                 |
-| pmc_vqa_choice          | MedVInT-TE and -TD        | the choice most like the text by difflib, whatever it  | choice_accuracy |
+| pmc_vqa_choice          | MedVInT, in the paper     | the choice most like the text by difflib, whatever it  | choice_accuracy |
 |                         |                           | says                                                   |                 |
-| pmc_vqa_last_character  | MedVInT-TD                | of the text only the last character is looked at       | choice_accuracy |
+| pmc_vqa_letter          | MedVInT-TE, test.py       | the letter most like the text: of several capitals in  | choice_accuracy |
+|                         |                           | it the first of the alphabet, so "B: Aorta" is A       |                 |
+| pmc_vqa_last_character  | MedVInT-TD, test.py       | of the text only the last character is looked at       | choice_accuracy |
 | prefix_bleu1            | prefix-tuned VQA, BLEU    | of characters: each letter of the truth is a reference | sacrebleu's     |
 |                         |                           | of its own, so it counts once; nothing is too short    |                 |
 | prefix_accuracy         | prefix-tuned VQA          | none, but that "Yes." is not "yes"                     | accuracy        |
 
 Sources: microsoft/LLaVA-Med, llava/eval/run_eval.py of version 1.0 (Li et al., NeurIPS 2023); xiaoman-zhang/PMC-VQA, test.py of
-both models (Zhang et al., arXiv 2305.10415); tjvsonsbeek/open-ended-medical-vqa, predict.py (van Sonsbeek et al., MICCAI 2023).
+both models, and the paper (Zhang et al., arXiv 2305.10415); tjvsonsbeek/open-ended-medical-vqa, predict.py (van Sonsbeek et al., MICCAI 2023).
 What was computed there by NLTK's sentence_bleu is written out here, and tested against it.
 """
 
@@ -38,6 +40,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from string import ascii_uppercase
 
 from fedmed.metrics.scores import ngrams
 
@@ -139,6 +142,11 @@ def llava_med_open_accuracy(answer: str, truth: str, candidates: Sequence[str]) 
 def pmc_vqa_choice(answer: str, truth: str, choices: Sequence[str]) -> bool:
     """Whether answer and truth are most like the same of the choices; both None (like no choice at all) is a hit too."""
     return _nearest(choices, answer) == _nearest(choices, truth)
+
+
+def pmc_vqa_letter(answer: str, truth: int, count: int) -> bool:
+    """Whether of the letters of `count` choices the answer is most like that of the right one, in place `truth` from 0."""
+    return _nearest(ascii_uppercase[:count], answer) == truth
 
 
 def pmc_vqa_last_character(answer: str, truth: str, choices: Sequence[str]) -> bool:

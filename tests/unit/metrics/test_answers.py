@@ -69,6 +69,7 @@ def test_choices() -> None:
     found = total(examples, ["B", "the heart it is not", ""])
     assert found["choice_accuracy"] == pytest.approx(1 / 3)
     assert found["legacy_pmc_vqa_choice"] == pytest.approx(1 / 3)
+    assert found["legacy_pmc_vqa_letter"] == pytest.approx(1 / 3)
     assert found["legacy_pmc_vqa_last_character"] == 0.5  # of two: the published program ends at the empty one
     assert [is_right(examples[0], answer) for answer in ("B", "left lung", "left", "C")] == [True, True, False, False]
 

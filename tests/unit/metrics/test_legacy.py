@@ -75,6 +75,10 @@ def test_choices_by_likeness() -> None:
     assert legacy.pmc_vqa_choice("left lung it is not", "B: left lung", choices)
     assert legacy.pmc_vqa_last_character("the answer is not B", "B: left lung", choices)
     assert legacy.pmc_vqa_choice("", "#", choices)  # neither is like any choice
+    assert legacy.pmc_vqa_letter("B", 1, 4) and legacy.pmc_vqa_letter("B: left lung", 1, 4)
+    assert legacy.pmc_vqa_letter("B: Aorta", 0, 4)  # its first capital of the alphabet is A
+    assert not legacy.pmc_vqa_letter("left lung", 1, 4)  # no capital: like no letter
+    assert not legacy.pmc_vqa_letter("E", 4, 4)  # it has no fifth
     with pytest.raises(IndexError):
         legacy.pmc_vqa_last_character("", "B: left lung", choices)
 
