@@ -26,6 +26,7 @@ from typing import cast
 
 from fedmed.data.importers.columns import given
 from fedmed.data.importers.reports import INSTRUCTIONS
+from fedmed.data.importers.rows import without_empty_end
 from fedmed.data.importers.sifting import plain_yes_no
 from fedmed.data.schema import ANSWER_TYPES, SPLITS, AnswerType, Split, Task
 from fedmed.errors import ConfigError, DataError
@@ -109,7 +110,7 @@ class Table:
 
     def _places(self, header: list[str]) -> dict[str, int]:
         """Role -> index of its column, and `width`: how many fields a row has."""
-        names = [name.strip().casefold() for name in header]
+        names = without_empty_end([name.strip().casefold() for name in header], 0)
         if len(set(names)) != len(names):
             raise DataError(
                 f"{self.path.name} has two columns of the same name", "expected a header with names that differ"
@@ -130,6 +131,7 @@ class Table:
         return places | {"width": len(names)}
 
     def _row(self, fields: list[str], places: Mapping[str, int]) -> Row:
+        fields = without_empty_end(fields, places["width"])
         if len(fields) != places["width"]:
             return Row(fault=BAD_ROW)
         told = {role: given(fields[places[role]].strip()) if role in places else "" for role in ROLES}

@@ -10,6 +10,7 @@
 | JSON Lines: a line that is not an object          | DataError with the line's number; blank lines are skipped |
 | CSV: no header, a row with another number of cells | DataError with the row's number, counted without header  |
 | CSV: empty cells at the end of header or rows     | are not there                                             |
+| CSV: a quote that is not closed                   | DataError: it would swallow the rows behind it            |
 | JSON that nests more than a hundred levels         | DataError: ijson's memory grows with the square of them   |
 | byte order mark, CRLF                             | read as if they were not there                            |
 | a byte that is not UTF-8                          | DataError                                                 |
@@ -79,13 +80,13 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered from 1, the rows under the header of a CSV file."""
     with _opened(path, "r") as file:
-        reader = csv.reader(file, delimiter=delimiter)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
-            header = _without_empty_end([name.strip() for name in next(reader, [])], 0)
+            header = without_empty_end([name.strip() for name in next(reader, [])], 0)
             if not header or len(set(header)) != len(header):
                 raise DataError(f"{path.name} has no header, or a name twice in it", "expected names in the first row")
             for number, row in enumerate((row for row in reader if row), start=1):
-                cells = _without_empty_end(row, len(header))
+                cells = without_empty_end(row, len(header))
                 if len(cells) != len(header):
                     raise DataError(
                         f"{path.name} row {number} has {len(row)} cells, expected {len(header)}",
@@ -95,11 +96,11 @@ def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, 
         except (csv.Error, UnicodeDecodeError):
             raise DataError(
                 f"{path.name} is not a CSV file in UTF-8 from line {reader.line_num} on",
-                f"save it in UTF-8, or {_CUT_OFF}",
+                f"save it in UTF-8, close every quote, or {_CUT_OFF}",
             ) from None
 
 
-def _without_empty_end(cells: list[str], least: int) -> list[str]:
+def without_empty_end(cells: list[str], least: int) -> list[str]:
     """Without the cells behind the `least` first that a spreadsheet adds at a row's end."""
     end = len(cells)
     while end > least and not cells[end - 1].strip():

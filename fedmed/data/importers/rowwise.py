@@ -182,7 +182,7 @@ def texts(row: Mapping[str, Any], field: str, where: str) -> list[str]:
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
         raise wrong_field(row, field, where, "a list of texts")
-    return [" ".join(whole(one).split()) for one in listed]
+    return [whole(one).strip() for one in listed]  # two spaces in a file's name stay two
 
 
 def patient_of(row: Mapping[str, Any], field: str, where: str) -> str:

@@ -235,6 +235,19 @@ def test_splits_follow_the_patient_where_there_is_no_column(tmp_path: Path) -> N
     assert again == patients and TABLE.read(own, split="test").rows_read == 150
 
 
+@pytest.mark.parametrize("line", ['17,a.png,Is it?,"no', '17,a.png,"Is it?,no'])
+def test_a_quote_that_is_not_closed_never_swallows_the_rows_behind_it(tmp_path: Path, line: str) -> None:
+    path = table(tmp_path, [line, "18,a.png,Is it?,no", '19,a.png,"Is it, now?",no'], "patient,image,question,answer")
+    with pytest.raises(DataError, match=r"table\.csv is not a CSV file in UTF-8 from line") as caught:
+        read_all(TABLE, path)
+    assert "close every quote" in caught.value.hint
+
+
+def test_two_spaces_in_the_name_of_a_file_stay_two(tmp_path: Path) -> None:
+    save_images(tmp_path, "a  b.png")
+    assert len(read_all(TABLE, lines(tmp_path, row(image=" a  b.png")))) == 1
+
+
 def test_a_patient_is_in_the_same_split_of_every_format_of_a_hospitals_own(tmp_path: Path) -> None:
     """What is imported in parts is combined: nobody must be trained on by one part and held out by another."""
     ids = [f"p{number}" for number in range(40)]

@@ -58,6 +58,8 @@ def test_columns_of_other_names_tabs_a_byte_order_mark_and_blank_lines(tmp_path:
     path.write_bytes("\ufeffAcc No\tBefund\textra\r\n7\tkein Tumor\tx\r\n\r\n\t\t\r\n".encode())
     (row,) = Table(path, {"accession": "acc no", "answer": "Befund"}, "Was ist zu sehen?").rows()
     assert (row.value, row.question, row.answer) == ("7", "Was ist zu sehen?", "kein Tumor")
+    (row,) = rows(tmp_path, "study,question,answer,,", "1.2,q,x,,,")
+    assert (row.value, row.answer, row.fault) == ("1.2", "x", "")
 
 
 def test_rows_that_cannot_be_used_say_why(tmp_path: Path) -> None:
