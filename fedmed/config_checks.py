@@ -63,7 +63,7 @@ def _check_stage(stage: Stage, experiment: Experiment) -> list[str]:
         problems.append(f"training.warmup_rounds={warm_up}: expected below {training.rounds}, the rounds")
     if strangers := sorted(set(curriculum.parts) - set(experiment.lora.parts)):
         problems.append(f"curriculum.parts: {strangers!r} are not among lora.parts={list(experiment.lora.parts)}")
-    selection = Selection(easiest_share=curriculum.start_share)
+    selection = Selection(grading=curriculum.grading, easiest_share=curriculum.start_share)
     found = selection_problems(selection, experiment.privacy.mode)
     return problems + [line.replace("easiest_share", "curriculum.start_share", 1) for line in found]
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from aggregator.rounds.stages import Place
 from aggregator.runs.folder import EXPERIMENT_FILE, HELD_OUT, PUBLIC, VALIDATION
 from aggregator.runs.locks import COMMAND_LOCK, SERVER_LOCK, hold
 from fedmed.config import Experiment, to_dict
@@ -133,20 +134,20 @@ def _require_judged(experiment: Experiment, source: str, val: Sequence[Example])
 def _require_records(experiment: Experiment, source: Source) -> None:
     """A stage without any record would spend the patients' privacy on noise alone."""
     for name, stage in experiment.plan.items():
-        wanted = stage.curriculum
+        first = Place(number=1, within=1, name=name, stage=stage, begin=0).selection
         grades = {
             difficulty(example)
             for example in source.train
-            if (not wanted.tasks or example.task in wanted.tasks)
-            and (not wanted.sources or example.source in wanted.sources)
+            if (not first.tasks or example.task in first.tasks)
+            and (not first.sources or example.source in first.sources)
         }
-        asked = f"{name or 'the run'}: curriculum.tasks={list(wanted.tasks)}, sources={list(wanted.sources)}"
+        asked = f"{name or 'the run'}: curriculum.tasks={list(first.tasks)}, sources={list(first.sources)}"
         if not grades:
             raise DataError(f"{asked}: {source.name} has no record of them to train on")
-        if wanted.grading == "text" and min(grades) > wanted.start_difficulty:
+        if first.grading == "text" and min(grades) > first.max_difficulty:
             raise DataError(
                 f"{asked}: the easiest of these records has difficulty {min(grades)}, and the first round takes none above "
-                f"curriculum.start_difficulty={wanted.start_difficulty}"
+                f"curriculum.start_difficulty={first.max_difficulty}"
             )
 
 

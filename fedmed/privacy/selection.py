@@ -30,7 +30,7 @@ class Selection:
         tasks, sources: as Example has them; empty takes all.
         grading: `text` or `loss`: how a record's difficulty from 1 to 5 is told.
         max_difficulty: no record above it.
-        easiest_share: of the site's records so graded, the easiest; below 1 only without privacy.
+        easiest_share: of the site's records, the easiest by their text; below 1 only without privacy and with grading `text`.
     """
 
     tasks: tuple[str, ...] = ()
@@ -53,5 +53,10 @@ def selection_problems(selection: Selection, mode: str) -> list[str]:
         problems.append(
             f"easiest_share={selection.easiest_share:g}: expected 1 with privacy.mode=dp, since which records are the "
             "easiest depends on other patients' records; take max_difficulty, whose bounds are absolute"
+        )
+    elif selection.easiest_share < 1 and selection.grading == "loss":
+        problems.append(
+            f"easiest_share={selection.easiest_share:g}: expected 1 with grading=loss, since a share is of all records, put in "
+            "order by their text; take max_difficulty"
         )
     return problems

@@ -241,6 +241,11 @@ def test_a_metric_that_has_no_item_counts_as_nothing(tmp_path: Path) -> None:
             [],
             r"stages\.a\.curriculum\.start_share=0\.5: expected 1 with privacy\.mode=dp, since which records",
         ),
+        (
+            {"a": {"curriculum": {"start_share": 0.5, "grading": "loss"}}},
+            ["privacy.mode=none"],
+            r"stages\.a\.curriculum\.start_share=0\.5: expected 1 with grading=loss",
+        ),
         (["a"], [], r"stages=\['a'\]: expected a group of keys"),
         ({1: {}, "a": {}}, [], r"stages=\[1\]: expected names, each with a group of keys"),
         ({}, ["federation.server=[a]"], r"federation\.server=\['a'\]: expected a group of keys"),

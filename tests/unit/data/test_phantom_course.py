@@ -84,3 +84,9 @@ def test_a_stage_that_nothing_can_come_of_is_refused(tmp_path: Path, overrides: 
     with pytest.raises(DataError, match=expected):
         write_data(load_experiment("demo", [*keys, *(f"curriculum.{item}" for item in overrides)]), tmp_path / "run")
     assert not (tmp_path / "run" / "sites").exists()
+
+
+def test_a_stage_of_one_round_takes_all_difficulties(tmp_path: Path) -> None:
+    keys = ["data.source=phantom_course", "data.train_patients=30", "data.test_patients=10", "training.rounds=1"]
+    curriculum = ["curriculum.tasks=[caption]", "curriculum.start_difficulty=1"]
+    assert write_data(load_experiment("demo", [*keys, *curriculum]), tmp_path / "run").sites
