@@ -27,7 +27,8 @@ Never the number to report: beside each stands the corrected one (fedmed.metrics
 | prefix_accuracy         | prefix-tuned VQA          | none, but that "Yes." is not "yes"                     | accuracy        |
 
 Sources: microsoft/LLaVA-Med, llava/eval/run_eval.py of version 1.0 (Li et al., NeurIPS 2023); xiaoman-zhang/PMC-VQA, test.py of
-both models, and the paper (Zhang et al., arXiv 2305.10415); tjvsonsbeek/open-ended-medical-vqa, predict.py (van Sonsbeek et al., MICCAI 2023).
+both models, and their paper (Zhang et al., arXiv 2305.10415); tjvsonsbeek/open-ended-medical-vqa, predict.py (van Sonsbeek et al.,
+MICCAI 2023).
 What was computed there by NLTK's sentence_bleu is written out here, and tested against it.
 """
 
