@@ -120,7 +120,7 @@ class SiteTrainer:
         own = self._own_tensors(task.run, task.round + 1, task.personal)
         try:
             incoming = decode_state(payload, task.dtype)
-            lacking = self._local.lacking(task, incoming | own, task.init_seed)
+            lacking = self._local.lacking(task, incoming | own, task.init_seed, task.max_new_tokens)
         except ModelError as error:  # names tensors, layers and hashes: nothing of the site
             raise TaskMismatch(error.message, error.hint) from error
         _require_whole(incoming, lacking, task.personal, task.frozen_sha256)

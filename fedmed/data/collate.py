@@ -35,6 +35,7 @@ from fedmed.data.schema import Example
 from fedmed.errors import DataError, ModelError
 
 IGNORE = -100
+MAX_LENGTH = 2048
 _TOO_LONG = "take a base model with a longer context, fewer images a record, or shorter texts"
 
 
@@ -94,7 +95,7 @@ class Collator:
         max_length: tokens of prompt, images and answer together.
     """
 
-    def __init__(self, processor: ProcessorMixin, max_length: int = 2048) -> None:
+    def __init__(self, processor: ProcessorMixin, max_length: int = MAX_LENGTH) -> None:
         self._processor = processor
         self._tokenizer = processor.tokenizer
         self._max_length = max_length

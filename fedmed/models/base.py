@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -42,6 +42,12 @@ class BaseModel:
     sha256: str
     model: PreTrainedModel
     processor: ProcessorMixin
+
+
+def positions_of(model: nn.Module) -> int:
+    """How many tokens of prompt and answer the model takes; 2048 where its configuration does not say."""
+    config: Any = model.config
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
 
 
 def resolve_device(device: str) -> torch.device:

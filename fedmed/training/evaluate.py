@@ -19,7 +19,7 @@ from PIL.Image import Image
 from torch import nn
 from transformers import GenerationConfig, ProcessorMixin
 
-from fedmed.data.collate import IGNORE, Collator
+from fedmed.data.collate import IGNORE, MAX_LENGTH, Collator
 from fedmed.data.manifest import Manifest
 from fedmed.data.schema import Example
 from fedmed.metrics.scores import Scores, score
@@ -53,10 +53,14 @@ def generate_answers(
     *,
     batch_size: int,
     max_new_tokens: int,
+    max_length: int = MAX_LENGTH,
 ) -> list[str]:
-    """The model's greedy answer to each example's question about its pictures; the examples' answers are not read."""
+    """The model's greedy answer to each example's question about its pictures; the examples' answers are not read.
+
+    Raises TooLongError when a prompt has more than `max_length` tokens.
+    """
     model = base_or_model.model if isinstance(base_or_model, BaseModel) else base_or_model
-    collator, tokenizer = Collator(processor), processor.tokenizer
+    collator, tokenizer = Collator(processor, max_length), processor.tokenizer
     settings = _greedy(model, tokenizer, max_new_tokens)
     device, dtype = _placement(model)
     generator = cast(Any, model)  # PreTrainedModel and PeftModel both generate; nn.Module does not say so

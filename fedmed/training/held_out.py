@@ -18,7 +18,8 @@ no patient has more findings, the federated score is the F1 of all patients' mea
 | ---------------------------------------- | --------------------------------------------------------------------------- |
 | consent withdrawn, before or meanwhile   | the patient is left out                                                     |
 | out of memory                            | the same part again in smaller batches; answers do not depend on it         |
-| a question too long for the model        | the item is answered with nothing: a failure would tell that somebody has it |
+| a question too long for the model, with  | the item is answered with nothing: a failure would tell that somebody has it |
+| max_new_tokens of answer after it        |                                                                             |
 | stopped                                  | FederationError, nothing leaves                                             |
 """
 
@@ -26,17 +27,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from torch import nn
 from transformers import ProcessorMixin
 
-from fedmed.data.collate import TooLongError
+from fedmed.data.collate import MAX_LENGTH, TooLongError
 from fedmed.data.manifest import Manifest
 from fedmed.data.schema import Example
 from fedmed.errors import FederationError
 from fedmed.metrics.choices import choice_of
 from fedmed.metrics.findings import OBSERVATIONS, findings
 from fedmed.metrics.scores import exact_match, token_f1, token_recall
+from fedmed.models.base import positions_of
 from fedmed.privacy.patient_scores import PatientScores
 from fedmed.training.device_memory import PhysicalBatch
 from fedmed.training.evaluate import generate_answers
@@ -70,12 +73,16 @@ def score_patients(
     gone = set(withdrawn())
     wanted = [index for place, patient in enumerate(manifest.patients) if place not in gone for index in patient]
     used = batch if batch.size else PhysicalBatch(_BATCH)
+    ask = partial(_answers, model, processor, manifest, used, max_new_tokens)
     answers: dict[int, str] = {}
-    while len(answers) < len(wanted):
-        if should_stop():
-            raise FederationError("the evaluation was stopped", "what it had reserved stays spent")
-        part = wanted[len(answers) : len(answers) + used.size]
-        answers |= zip(part, _answers(model, processor, manifest, part, used, max_new_tokens), strict=True)
+    # Not in one batch: there a prompt that is too long would be cut, and alone it is answered with nothing.
+    for with_images in (True, False):
+        left = [index for index in wanted if bool(manifest.examples[index].images) is with_images]
+        while left:
+            if should_stop():
+                raise FederationError("the evaluation was stopped", "what it had reserved stays spent")
+            part, left = left[: used.size], left[used.size :]
+            answers |= zip(part, ask(part), strict=True)
     gone |= set(withdrawn())
     return [
         patient_scores([manifest.examples[index] for index in patient], [answers[index] for index in patient])
@@ -140,22 +147,29 @@ def _answers(
     model: nn.Module,
     processor: ProcessorMixin,
     manifest: Manifest,
-    part: Sequence[int],
     batch: PhysicalBatch,
     max_new_tokens: int,
+    part: Sequence[int],
 ) -> list[str]:
+    longest = min(MAX_LENGTH, positions_of(model) - max_new_tokens)
     examples = [manifest.examples[index] for index in part]
     images = [manifest.images(example) for example in examples]
     try:
         return batch.within_memory(
             lambda: generate_answers(
-                model, processor, examples, images, batch_size=batch.size, max_new_tokens=max_new_tokens
+                model,
+                processor,
+                examples,
+                images,
+                batch_size=batch.size,
+                max_new_tokens=max_new_tokens,
+                max_length=longest,
             )
         )
     except TooLongError:
         if len(part) == 1:
             return [""]
-    return [_answers(model, processor, manifest, [one], batch, max_new_tokens)[0] for one in part]
+    return [_answers(model, processor, manifest, batch, max_new_tokens, [one])[0] for one in part]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -48,7 +48,7 @@ from fedmed.models.adapter import (
     reset_adapter,
     state_sha256,
 )
-from fedmed.models.base import BaseModel
+from fedmed.models.base import BaseModel, positions_of
 from fedmed.models.kinds import kind_of, part_of
 from fedmed.models.prompts import adapted_processor
 from fedmed.privacy.counts import NoisyCounts
@@ -177,8 +177,12 @@ class LocalTrainer:
         examples = self._examples_for(plan.lora)
         return count_right(plan, model, examples, patients, source, batch, should_stop, self._withdrawn)
 
-    def lacking(self, shape: AdapterShape, state: Mapping[str, Tensor], init_seed: int) -> list[str]:
+    def lacking(
+        self, shape: AdapterShape, state: Mapping[str, Tensor], init_seed: int, max_new_tokens: int
+    ) -> list[str]:
         """All that `score` can refuse before it reads a record. Returns and raises as `check`, of no training."""
+        if (positions := positions_of(self._base.base.model)) <= max_new_tokens:
+            raise ModelError(f"max_new_tokens={max_new_tokens}: expected less than the model's {positions} positions")
         model = self._prepare(shape, state, init_seed)
         return _lacking(model, state, shape.personal)
 
@@ -216,8 +220,7 @@ class LocalTrainer:
 
     def _collator(self, spec: LoraSpec) -> Collator:
         plain = self._base.base
-        positions = getattr(plain.model.config.get_text_config(), "max_position_embeddings", 2048)
-        return Collator(adapted_processor(plain, spec), positions)
+        return Collator(adapted_processor(plain, spec), positions_of(plain.model))
 
     def _selected(self, plan: RoundPlan) -> tuple[tuple[int, ...], ...]:
         """Of each patient the records that the plan selects."""

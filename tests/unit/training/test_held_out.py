@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers_architectures import gpt2_mapper_base
+from helpers_training import record
 
-from fedmed.data.collate import TooLongError
-from fedmed.data.manifest import Manifest
+from fedmed.data.collate import Collator, TooLongError
+from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.schema import Example
 from fedmed.errors import FederationError
 from fedmed.privacy.patient_scores import SCORES, noisy_scores, told
@@ -67,6 +71,15 @@ def test_many_findings_are_bounded() -> None:
     assert (found.weights["findings"], found.values["finding_f1"]) == (1.0, 1.0)
 
 
+class Model:
+    """Has positions for more than is asked here."""
+
+    class config:
+        @staticmethod
+        def get_text_config() -> Any:
+            return SimpleNamespace(max_position_embeddings=4096)
+
+
 class Three:
     """A manifest of three patients with two items each, and no pictures."""
 
@@ -98,7 +111,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def score(**changes: Any) -> list[Any]:
     manifest: Any = Three()
     settings = {"batch": PhysicalBatch(2), "max_new_tokens": 4, **changes}
-    return score_patients(None, None, manifest, **settings)  # type: ignore[arg-type]
+    return score_patients(Model(), None, manifest, **settings)  # type: ignore[arg-type]
 
 
 def test_every_patient_is_scored_and_the_withdrawn_are_not_even_asked(asked: list[int]) -> None:
@@ -133,8 +146,23 @@ def test_a_question_that_does_not_fit_is_answered_with_nothing(
         replace(example, question="Long?") if place in (1, 4, 5) else example
         for place, example in enumerate(manifest.examples)
     )
-    found = score_patients(None, None, manifest, batch=PhysicalBatch(3), max_new_tokens=4)  # type: ignore[arg-type]
+    found = score_patients(Model(), None, manifest, batch=PhysicalBatch(3), max_new_tokens=4)  # type: ignore[arg-type]
     assert [patient.values["exact_match"] for patient in found] == [0.5, 1.0, 0.0]
+
+
+def test_a_prompt_that_leaves_no_room_for_the_answer_is_answered_with_nothing(tmp_path: Path) -> None:
+    """GPT-2 has a table of positions: beyond its end the evaluation broke, for a length of answers that the task chooses."""
+    base = gpt2_mapper_base()
+    collator = Collator(base.processor)
+    asked, picture = replace(record(0, 1, 1), question="left"), record(0, 1, 1)
+    site = write_manifest(tmp_path / "short", [picture])
+    pictures = site.images(site.examples[0])
+    while len(collator.encode(asked, pictures).prompt) < 509:
+        asked = replace(asked, question=f"{asked.question} left")
+    cohort = write_manifest(tmp_path / "site", [record(patient, patient, 1) for patient in (1, 2)] + [asked])
+    found = score_patients(base.model, base.processor, cohort, batch=PhysicalBatch(4), max_new_tokens=8)
+    assert [patient.weights["all"] for patient in found] == [1.0, 1.0, 1.0]
+    assert found[0].values["exact_match"] == 0.0  # p00, the long one
 
 
 def test_it_stops_when_told(asked: list[int]) -> None:

@@ -117,3 +117,10 @@ def test_what_is_refused_leaves_the_model_as_it_was(tiny_base: BaseModel) -> Non
     assert all(parameter.requires_grad for parameter in adapter_parameters(model).values())
     assert not any(module._forward_hooks or "forward" in vars(module) for module in model.modules())
     assert torch.is_grad_enabled()
+
+
+def test_an_answer_longer_than_the_models_positions_is_refused(tiny_base: BaseModel, tmp_path: Path) -> None:
+    trainer = LocalTrainer(tiny_base, unreadable(tmp_path), SecureRandom())
+    trainer.lacking(plan(), {}, 0, max_new_tokens=511)
+    with pytest.raises(ModelError, match="max_new_tokens=512: expected less than the model's 512 positions"):
+        trainer.lacking(plan(), {}, 0, max_new_tokens=512)
