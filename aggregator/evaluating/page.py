@@ -21,7 +21,7 @@ from fedmed.metrics.pairs import MIN_PATIENTS
 # Scores that are no share: CIDEr-D goes up to 10.
 _OUT_OF_TEN = ("cider_d",)
 # What the rows by kind of question show; the rest is in scores.json.
-_IN_GROUPS = (*MAIN, "open_recall", "finding_f1", "finding_absent_f1")
+_IN_GROUPS = (*MAIN, "open_recall", "finding_absent_f1")
 
 
 def render_page(results: Mapping[str, Any], errors: Sequence[WorstError]) -> str:

@@ -41,8 +41,9 @@ from fedmed.metrics.tools import tool_scores
 LEGACY = "legacy_"
 Parts = dict[str, Sums]
 REPORTS = ("report", "caption")
-# What a model is judged by: the first of these that an item has.
-MAIN = ("choice_accuracy", "closed_accuracy", "tool_accuracy", "open_f1", "rougeL")
+# What a model is judged by, and an item by the first of these that it has and that is a mean. Of a report the findings come
+# before rougeL, which hardly moves where a negation is lost.
+MAIN = ("choice_accuracy", "closed_accuracy", "tool_accuracy", "open_f1", "finding_f1", "rougeL")
 # Published score -> the one to report in its place.
 CORRECTED = {
     "legacy_llava_med_closed": "closed_accuracy",
@@ -103,8 +104,8 @@ def answer_sums(examples: Sequence[Example], answers: Sequence[str]) -> list[Par
 
 
 def main_score(parts: Parts) -> tuple[str, float]:
-    """(score, value) that an item is judged by: the first of MAIN, all of which are means."""
-    name = next(name for name in MAIN if name in parts)
+    """(score, value) that an item is judged by: the first of MAIN that is a mean."""
+    name = next(name for name in MAIN if name in parts and kind_of(name) is MEAN)
     return name, parts[name][0]
 
 

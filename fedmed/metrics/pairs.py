@@ -91,7 +91,7 @@ def right_alone(first: Sequence[bool], second: Sequence[bool]) -> RightAlone:
 
 
 def main_changes(rows: Sequence[Change]) -> list[Change]:
-    """Of the scores that a model is judged by, those there are, in the order of MAIN; an item has one of them alone first."""
+    """Of the scores that a model is judged by, those there are, in the order of MAIN."""
     by_name = {row.score: row for row in rows}
     return [by_name[name] for name in MAIN if name in by_name and by_name[name].difference.value is not None]
 

@@ -48,6 +48,18 @@ def test_numbers_by_hand() -> None:
     json.dumps(results, allow_nan=False)
 
 
+def test_reports_are_judged_by_their_findings_before_their_words() -> None:
+    """One version turns every other negation round, which ROUGE-L hardly sees."""
+    truths = ["There is a pleural effusion. No pneumothorax.", "No pleural effusion. There is a pneumothorax."] * 20
+    turned = [truths[0].replace("No ", "A "), truths[1]] * 20
+    reports = [question(f"p{place}", truth, "open", task="report") for place, truth in enumerate(truths)]
+    results = build_results(inputs(made_set(reports), truths, others={"fedmed:1": turned}))
+    findings, words = results["comparisons"][0]["sentences"][:2]
+    assert findings.startswith("finding_f1 is 100.0 %") and "80.0 % with fedmed:1" in findings
+    assert words.startswith("rougeL is 100.0 %")
+    assert summary(results).startswith("finding_f1 1.0000")
+
+
 def test_a_model_that_does_not_look_is_told_so() -> None:
     results = build_results(inputs(made_set(MANY), YES, controls={"blank": YES}))
     blank = results["controls"]["blank"]
