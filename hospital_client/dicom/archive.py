@@ -16,7 +16,7 @@ counted. Names of files mean nothing.
 
 A patient is PatientID with its issuer, `ISSUER/ID`; without one, `ID`. Files that name no issuer belong to the one
 issuer that the archive knows for that ID, or, where there are several, are left out: one person under two identifiers
-would lose privacy twice.
+would lose privacy twice. `UNKNOWN`, `ANONYMOUS` and the like are no PatientID.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
+from fedmed.data.importers.rowwise import patient_id
 from hospital_client.dicom import faults
 from hospital_client.dicom.faults import UnusableError
 from hospital_client.dicom.frames import frame_count, planes
@@ -170,7 +171,7 @@ def _study(archive: Archive, uid: str, header: Dataset) -> Study:
     if patient != study.patient or (issuer and study.issuer and issuer != study.issuer):
         study.fault = faults.TWO_PATIENTS
     study.issuer = study.issuer or issuer
-    if not study.patient:
+    if not patient_id(study.patient):
         study.fault = faults.NO_PATIENT
     return study
 

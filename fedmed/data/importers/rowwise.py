@@ -37,7 +37,8 @@ EMPTY = "question or answer is empty"
 NOBODY = "patient is empty, or a number that a spreadsheet has rounded"
 TWO_SPLITS = "patient is in another split, too"
 _TABLES = (".csv", ".tsv", ".json", ".jsonl")
-_NOBODY = ("", "nan", "none", "null", "na", "n/a", "-")  # what spreadsheets and pandas write for a missing patient
+# What spreadsheets, pandas and de-identifiers write for a missing patient: no one person's name.
+_NOBODY = ("", "nan", "none", "null", "na", "n/a", "-", "?", "unknown", "anonymous", "anonymized", "anonymised")
 _ROUNDED = re.compile(r"\d(?:[.,]\d+)?[eE]\+\d+")  # 1.23457E+11 stands for a million persons
 _ENDING = re.compile(r"\.\w{1,5}$")
 

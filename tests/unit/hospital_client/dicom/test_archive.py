@@ -50,10 +50,12 @@ def test_a_patient_is_an_id_with_its_issuer_and_never_a_name(tmp_path: Path) -> 
     put(tmp_path / "2", StudyInstanceUID="2", PatientID="p1", IssuerOfPatientID=None)
     put(tmp_path / "3", StudyInstanceUID="3", PatientID="p2", IssuerOfPatientID=None)
     put(tmp_path / "4", StudyInstanceUID="4", PatientID="", PatientName="Someone^Else")
+    put(tmp_path / "5", StudyInstanceUID="5", PatientID="ANONYMOUS")
     found = {uid: (study.identifier, study.fault) for uid, study in read(tmp_path).studies.items()}
     assert found["1"] == found["2"] == ("NORTH/p1", "")
     assert found["3"] == ("p2", "")
     assert found["4"] == ("", faults.NO_PATIENT)
+    assert found["5"][1] == faults.NO_PATIENT
 
 
 def test_one_person_is_never_counted_twice_nor_two_taken_for_one(tmp_path: Path) -> None:
