@@ -101,7 +101,7 @@ def _measured(tensor: Tensor) -> tuple[int, float, float]:
     return tensor.numel(), float(tensor.norm()), float(tensor.abs().max())
 
 
-def reach_bound(start: Start, task: TrainTask, patients: int, *, product_alone: bool) -> float:
+def reach_bound(start: Start, task: TrainTask, patients: int, *, product_alone: bool, most_steps: int = 0) -> float:
     """The most that `measure_change` can find of an honest site; infinity where nothing can be said.
 
     Args:
@@ -109,8 +109,9 @@ def reach_bound(start: Start, task: TrainTask, patients: int, *, product_alone: 
         task: what it was asked to do.
         patients: as it told them; 0 where it did not.
         product_alone: as in `measure_change`.
+        most_steps: of any round before, where a stage's rounds have more than the task.
     """
-    optimizer = Reach.of(task, patients)
+    optimizer = Reach.of(task, patients, most_steps)
     if math.isinf(optimizer.apart):
         return math.inf
     moved = {key: optimizer.of_tensor(start, key) for key in start.sizes}
@@ -134,13 +135,13 @@ class Reach:
     dtype: str
 
     @classmethod
-    def of(cls, task: TrainTask, patients: int) -> Reach:
-        """The reach of one task at a site with so many patients."""
+    def of(cls, task: TrainTask, patients: int, most_steps: int = 0) -> Reach:
+        """The reach of one task at a site with so many patients, after rounds of at most so many steps."""
         spec, privacy = task.optimizer, task.privacy
         if spec.name == "sgd":
             apart, joint = sgd_reach(spec, privacy, patients)
             return cls(apart, joint, 0.0, task.dtype)
-        earlier = (task.round - 1) * privacy.steps if spec.keep_state else 0
+        earlier = (task.round - 1) * max(privacy.steps, most_steps) if spec.keep_state else 0
         noisy = spec.name == "adam_bc" and privacy.mode == "dp"
         longer = math.sqrt(1 + 1 / FLOOR) if noisy else 1.0
         shrink = spec.learning_rate * spec.weight_decay

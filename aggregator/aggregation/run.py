@@ -108,7 +108,7 @@ class RoundAggregate:
         self._federation, lora = experiment.federation, experiment.lora
         self._method = get_method(self._federation.method)
         self._returned = self._method.returned(number)
-        self._scale = lora.alpha / lora.rank
+        self._scale, self._most_local_steps = lora.alpha / lora.rank, experiment.most_local_steps
         self._state, self._memory, self._parts = state, memory, parts
         self._bound = median_bound(norms, self._federation.norm_bound)
         self._combiner = make_combiner(self._method, self._scale, experiment.seed, number)
@@ -173,7 +173,11 @@ class RoundAggregate:
         """Scales an update that is longer than the bound down to it, tensor by tensor."""
         alone = self._method.mixed_ranks
         change = measure_change(sent, update, self._scale, product_alone=alone)
-        reach = reach_bound(self._start(sent), task, patients, product_alone=alone) if task else math.inf
+        reach = math.inf
+        if task:
+            reach = reach_bound(
+                self._start(sent), task, patients, product_alone=alone, most_steps=self._most_local_steps
+            )
         taken = Taken(change.norm(), min(self._bound, reach))
         if taken.scaled:
             part = change.part_within(taken.bound)

@@ -14,6 +14,7 @@ from aggregator.aggregation.products import Change, measure_change, squared_dist
 from aggregator.aggregation.reference import distance, weight_changes
 from aggregator.aggregation.run import Aggregation
 from aggregator.methods import METHODS, get_method
+from fedmed.experiment import Stage
 from fedmed.messages import LoraSpec, OptimizerSpec, PrivacySpec, TrainTask
 from fedmed.models.kinds import kind_of
 from fedmed.training.optimizers import make_optimizer
@@ -232,6 +233,33 @@ def test_a_first_round_has_a_bound_where_the_optimizer_gives_one():
     aggregation = Aggregation(experiment_of("fedavg"))
     taken = aggregation.begin(1, sent, {}, []).add(update, 1.0, sent, task_of(adam, NONE))
     assert taken.scaled and taken.norm > 1e6 and taken.bound == pytest.approx(reach(adam, NONE))
+
+
+def test_the_reach_counts_the_moments_of_a_stage_with_longer_rounds():
+    """200 steps of small gradients in a stage's one round, then one step of a large one in the next stage's; a projector trained whole,
+    whose reach has no slack."""
+    sent = select(adapter(0), ("saved",))
+    spec = OptimizerSpec("adamw", 0.01, 0.9, 0.0, True)
+    experiment = experiment_of("fedavg")
+    long, short = (
+        dataclasses.replace(experiment.training, rounds=rounds, local_steps=steps)
+        for rounds, steps in ((1, 200), (1, 1))
+    )
+    stages = {name: Stage(training=own, curriculum=experiment.curriculum) for name, own in (("a", long), ("b", short))}
+    own = {key: nn.Parameter(tensor.clone()) for key, tensor in sent.items()}
+    optimizer = make_optimizer(spec, own.values(), 0.0)
+    for gradient in [1e-6] * 200 + [1.0]:
+        before = {key: parameter.detach().clone() for key, parameter in own.items()}
+        for parameter in own.values():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+    update = {key: sent[key] + parameter.detach() - before[key] for key, parameter in own.items()}
+    aggregation = Aggregation(dataclasses.replace(experiment, stages=stages))
+    privacy = dataclasses.replace(NONE, steps=1)
+    taken = aggregation.begin(2, sent, {}, []).add(
+        update, 1.0, sent, dataclasses.replace(task_of(spec, privacy), round=2)
+    )
+    assert math.isfinite(taken.bound) and not taken.scaled
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
