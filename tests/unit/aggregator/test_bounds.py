@@ -236,8 +236,8 @@ def test_a_first_round_has_a_bound_where_the_optimizer_gives_one():
 
 
 def test_the_reach_counts_the_moments_of_a_stage_with_longer_rounds():
-    """200 steps of small gradients in a stage's one round, then one step of a large one in the next stage's; a projector trained whole,
-    whose reach has no slack."""
+    """200 steps of small gradients in a stage's one round, then one of a large one: a projector trained whole, whose reach has
+    no slack."""
     sent = select(adapter(0), ("saved",))
     spec = OptimizerSpec("adamw", 0.01, 0.9, 0.0, True)
     experiment = experiment_of("fedavg")
