@@ -62,7 +62,9 @@ def r2gen(folder: Path) -> Path:
 def findings(folder: Path) -> Path:
     save_images(folder / "images", "a.png")
     (folder / "indiana_projections.csv").write_text("uid,filename,projection\n1,a.png,Frontal\n3,gone.png,Frontal\n")
-    (folder / "indiana_reports.csv").write_text("uid,findings,impression\n1,Clear.,Normal.\n3,Clear.,\n")
+    (folder / "indiana_reports.csv").write_text(
+        "uid,findings,impression,split\n1,Clear.,Normal.,train\n3,Clear.,,train\n"
+    )
     return folder
 
 
