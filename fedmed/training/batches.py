@@ -11,7 +11,7 @@ gradients are added up before clipping.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,14 +79,19 @@ class EncodedExamples:
         self._fits: dict[int, bool] = {}
         self._room = CACHE_BYTES
 
-    def fitting(self, patients: Sequence[Sequence[int]]) -> list[list[int]]:
+    def fitting(
+        self, patients: Sequence[Sequence[int]], stop_if_asked: Callable[[], None] = lambda: None
+    ) -> list[list[int]]:
         """Of each patient the records that the model can take, of those who have any: each told by itself alone.
+
+        What was not looked at before is encoded for it; `stop_if_asked` is called in between, and may raise.
 
         The site's log says how many there are that it cannot take. To fail instead would tell that somebody has such a
         record, at a length that a task can choose: its virtual tokens take up the model's positions.
         """
         new = [record for own in patients for record in own if record not in self._fits]
         for start in range(0, len(new), ENCODED_TOGETHER):
+            stop_if_asked()
             self._find_fitting(new[start : start + ENCODED_TOGETHER])
         if unfit := sum(not self._fits[record] for record in new):
             log.warning("%d records are too long for the model and add nothing", unfit)

@@ -16,6 +16,7 @@ The model is the incoming adapter's: a round evaluates, then trains.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -61,10 +62,15 @@ def count_right(
     gone = withdrawn()
     kept = [index for index in drawn if index not in gone and patients[index]]
     drawn_records = [draw_records(patients[index], privacy.records_per_patient, random) for index in kept]
-    records = examples.fitting(drawn_records)
+    records = examples.fitting(drawn_records, partial(_stop_if_asked, should_stop))
     used = batch if batch.size else PhysicalBatch(_FORWARD_BATCH)
     shares = used.within_memory(lambda: _shares(plan, model, examples, records, used.size, should_stop))
     return noisy_counts(shares, privacy.metrics_noise_multiplier, random)
+
+
+def _stop_if_asked(should_stop: Callable[[], bool]) -> None:
+    if should_stop():
+        raise FederationError("the round was stopped while it evaluated", "what it had reserved stays spent")
 
 
 def _shares(
@@ -81,8 +87,7 @@ def _shares(
     for group in pack(patients, physical_batch):
         shares = torch.zeros(len(group.patients), dtype=torch.float64)
         for chunk in chunks(group, physical_batch):
-            if should_stop():
-                raise FederationError("the round was stopped while it evaluated", "what it had reserved stays spent")
+            _stop_if_asked(should_stop)
             right = answers_right(model, examples.batch(chunk.records).to(device), plan.precision)
             shares.index_add_(0, chunk.owner, right.cpu().double() * chunk.weight.double())
         found += shares.clamp(max=1.0).tolist()  # three float32 weights of 1/3 are a little more than 1

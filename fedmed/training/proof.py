@@ -14,7 +14,7 @@ anything, of an adapter's shape alone:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,19 +27,23 @@ from fedmed.data.collate import Batch, Collator, TooLongError
 from fedmed.data.schema import Example
 from fedmed.errors import ModelError, PrivacyError
 from fedmed.models.adapter import adapter_parameters, load_adapter_state, reset_adapter
+from fedmed.training.device_memory import is_out_of_memory
 from fedmed.training.ownership import HINT
 from fedmed.training.patient_gradients import PatientGradients, example_losses
 
 # How far a patient's row may lie from autograd's own gradient, relative: autocast rounds to 8 bits.
 _AGREEMENT = {"float32": 1e-3, "bfloat16": 1e-1}
 _SEED = 0
-# Two patients' records, each with the pixels of its picture, where it has one: height, width.
+# Two patients' records, each with the pixels of its picture: height, width.
 _RECORDS = (
     (0, "Is there an opacity?", "yes", (56, 56)),
-    (0, "Which lung?", "the left one", None),
+    (0, "Which lung?", "the left one", (56, 56)),
     (1, "How many lungs does this picture show?", "two", (56, 84)),
 )
 RECORDS = len(_RECORDS)
+_ALL = (True, True, True)
+# Which of them show their picture. Not every base takes records without one; where it fails on them, a round would too.
+_OTHERS = ((True, False, True), (False, False, False))
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,15 @@ def prove(
     model.eval()
     _draw_tensors(model)
     device = next(iter(parameters.values())).device
-    for with_images in (True, False):
-        _compare(model, parameters, _make_up(collator, with_images, records, device), precision)
+    _compare(model, parameters, _make_up(collator, _ALL[:records], device), precision)
+    for shown in _OTHERS:
+        try:
+            _compare(model, parameters, _make_up(collator, shown[:records], device), precision)
+        except (PrivacyError, ModelError):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
 
 
 def _draw_tensors(model: PeftModel) -> None:
@@ -83,14 +94,14 @@ def _draw_tensors(model: PeftModel) -> None:
             own.add_(spread * torch.randn(own.shape, generator=generator).to(own.device, own.dtype))
 
 
-def _make_up(collator: Collator, with_images: bool, records: int, device: torch.device) -> _MadeUp:
+def _make_up(collator: Collator, shown: Sequence[bool], device: torch.device) -> _MadeUp:
     numbers = np.random.default_rng(_SEED)
     examples, pictures, owners = [], [], []
-    for owner, question, answer, size in _RECORDS[:records]:
+    for (owner, question, answer, size), with_picture in zip(_RECORDS, shown, strict=False):
         owners.append(owner)
         examples.append(Example(f"made-up {owner}", (), question, answer, "open", "vqa", "proof"))
-        pixels = numbers.integers(0, 256, (*(size or (1, 1)), 3), dtype=np.uint8)
-        pictures.append([Image.fromarray(pixels)] if size and with_images else [])
+        picture = Image.fromarray(numbers.integers(0, 256, (*size, 3), dtype=np.uint8))
+        pictures.append([picture] if with_picture else [])
     try:
         batch = collator.train_batch(examples, pictures)
     except TooLongError as error:
@@ -105,8 +116,7 @@ def _compare(model: nn.Module, parameters: Mapping[str, nn.Parameter], made_up: 
         rows = engine.collect(made_up.batch, made_up.owner, made_up.weight, int(made_up.owner.max()) + 1)
     finally:
         engine.close()
-    for patient, row in enumerate(rows):
-        expected = _by_autograd(model, parameters, made_up, patient, precision)
+    for row, expected in zip(rows, _by_autograd(model, parameters, made_up, precision), strict=True):
         allowed = _AGREEMENT[precision] * torch.linalg.vector_norm(row)
         for key, found in zip(parameters, row.split(engine.sizes), strict=True):
             difference = torch.linalg.vector_norm(found - expected[key].flatten().float())
@@ -115,13 +125,15 @@ def _compare(model: nn.Module, parameters: Mapping[str, nn.Parameter], made_up: 
 
 
 def _by_autograd(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], made_up: _MadeUp, patient: int, precision: str
-) -> dict[str, Tensor]:
-    """Of that patient's loss in the same batch."""
-    losses = example_losses(model, made_up.batch, precision)
-    loss = (losses * made_up.weight * (made_up.owner == patient)).sum()
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], made_up: _MadeUp, precision: str
+) -> Iterator[dict[str, Tensor]]:
+    """Of each patient's loss in the same batch, by key."""
+    losses = example_losses(model, made_up.batch, precision) * made_up.weight
     zeros = {key: torch.zeros_like(own) for key, own in parameters.items()}
-    if not loss.requires_grad:  # adapters of the vision side do not meet a batch without images
-        return zeros
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {key: zeros[key] if own is None else own for key, own in zip(parameters, found, strict=True)}
+    for patient in made_up.owner.unique():
+        if losses.requires_grad:
+            loss = (losses * (made_up.owner == patient)).sum()
+            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
+            yield {key: zeros[key] if own is None else own for key, own in zip(parameters, found, strict=True)}
+        else:  # adapters of the vision side do not meet a batch without images
+            yield zeros

@@ -127,16 +127,15 @@ class Steps:
         kept = [index for index in drawn if index not in withdrawn]
         offered = self._easy_enough([list(self.patients[index]) for index in kept if self.patients[index]])
         records = [draw_records(own, privacy.records_per_patient, self.random) for own in offered]
-        return sorted(
-            self.examples.fitting(records), key=lambda own: max(self.examples.text_size(record) for record in own)
-        )
+        fitting = self.examples.fitting(records, self._stop_if_asked)
+        return sorted(fitting, key=lambda own: max(self.examples.text_size(record) for record in own))
 
     def _easy_enough(self, patients: list[list[int]]) -> list[list[int]]:
         """Patients' records that the selection lets through by the present model's loss, of those who have any."""
         selection = self.plan.selection
         if selection.grading != "loss" or selection.max_difficulty == HARDEST or not patients:
             return patients
-        left = [self._easy_of(own) for own in self.examples.fitting(patients)]
+        left = [self._easy_of(own) for own in self.examples.fitting(patients, self._stop_if_asked)]
         return [own for own in left if own]
 
     def _easy_of(self, records: list[int]) -> list[int]:

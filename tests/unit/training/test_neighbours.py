@@ -14,10 +14,12 @@ from helpers_training import flat, plan, random_state, record
 from fedmed.data.collate import Collator
 from fedmed.data.manifest import Manifest, write_manifest
 from fedmed.data.schema import Example
-from fedmed.messages import LoraSpec, Selection
+from fedmed.errors import FederationError
+from fedmed.messages import LoraSpec, PrivacySpec, Selection
 from fedmed.models.adapter import State
 from fedmed.models.base import BaseModel
 from fedmed.privacy.counts import NoisyCounts
+from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import InsecureSeededRandom
 from fedmed.training import steps
 from fedmed.training.local_round import LocalTrainer
@@ -125,3 +127,36 @@ def test_a_patient_whose_numbers_overflow_is_neither_told_nor_changes_another(
         trainer.close()
     torch.testing.assert_close(found[0], found[1])
     assert not torch.equal(found[0], flat(state))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_with_a_physical_batch_of_one_a_gradient_is_the_same_whoever_else_is_there(
+    tiny_base: BaseModel, tmp_path: Path, precision: str
+) -> None:
+    """Bit for bit: what a hospital takes to which rounding beside others matters (docs/privacy.md, "Floating point")."""
+    found: list[list[torch.Tensor]] = []
+
+    def spy(gradients: torch.Tensor, sizes: Sequence[int], spec: PrivacySpec) -> torch.Tensor:
+        found[-1] += list(gradients.clone())
+        return Mechanism().clip(gradients, sizes, spec)
+
+    for site in sites(tmp_path, [replace(record(9, 9, 2, "left " * 40), question="How many? " * 9)]):
+        found.append([])
+        trainer = LocalTrainer(tiny_base, site, InsecureSeededRandom(0), Mechanism(clip=spy))
+        trainer.train(plan(physical_batch=1, precision=precision), {}, 0)
+        trainer.close()
+    without, with_it = found
+    assert len(with_it) == len(without) + 1
+    assert all(torch.equal(one, other) for one, other in zip(without, with_it, strict=False))
+
+
+def test_a_round_stops_while_it_looks_at_what_fits(tiny_base: BaseModel, tmp_path: Path) -> None:
+    trainer = LocalTrainer(tiny_base, sites(tmp_path, [LONG])[1], InsecureSeededRandom(0))
+    examples = trainer._examples_for(CROWDED)
+
+    def stop() -> None:
+        raise FederationError("stopped")
+
+    with pytest.raises(FederationError):
+        examples.fitting([[0], [1]], stop)
+    assert examples.fitting([[0], [1], [3]]) == [[0], [1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,3 +125,18 @@ def test_an_answer_longer_than_the_models_positions_is_refused(tiny_base: BaseMo
     trainer.lacking(plan(), {}, 0, max_new_tokens=511)
     with pytest.raises(ModelError, match="max_new_tokens=512: expected less than the model's 512 positions"):
         trainer.lacking(plan(), {}, 0, max_new_tokens=512)
+
+
+def test_a_base_that_takes_no_record_without_a_picture_is_not_refused(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = type(tiny_base.processor)
+    process = kind.__call__
+
+    def strict(self: Any, *args: Any, images: Any = None, **more: Any) -> Any:
+        if not images:
+            raise ValueError("images are required")
+        return process(self, *args, images=images, **more)
+
+    monkeypatch.setattr(kind, "__call__", strict)
+    assert LocalTrainer(tiny_base, unreadable(tmp_path), SecureRandom()).check(plan(), {}, 0)
