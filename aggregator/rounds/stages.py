@@ -13,12 +13,13 @@ The scores are of public data: looking at them costs no privacy. The privacy of 
 | the stage ends, and that gains less than `min_gain` over    | the adapter that the stage began with    | ends      |
 | what it began with                                          |                                          |           |
 
-Rounds that were skipped for want of replies count as rounds, and have the score of the one before.
+Rounds that were skipped for want of replies count as rounds of the stage, use up no patience, and have the score of the one
+before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aggregator.rounds.store import RoundRecord
@@ -106,11 +107,12 @@ def next_place(stages: Mapping[str, Stage], records: Sequence[RoundRecord]) -> P
     return Place(number, number - begin, name, stages[name], begin)
 
 
-def judge(place: Place, scores: Mapping[int, float | None]) -> Verdict:
+def judge(place: Place, scores: Mapping[int, float | None], skipped: Collection[int] = ()) -> Verdict:
     """The verdict on the round at `place`.
 
     Args:
         scores: validation score by the run's round, from `place.begin` to `place.number`; None where none was taken.
+        skipped: rounds among these that trained nothing.
     """
     curriculum = place.stage.curriculum
     last = place.within == place.stage.training.rounds
@@ -118,7 +120,8 @@ def judge(place: Place, scores: Mapping[int, float | None]) -> Verdict:
     if curriculum.patience:
         best = max(range(place.begin, place.number + 1), key=lambda number: (_value(scores[number]), -number))
         # A stage must not end before it has had its chance, so its beginning counts as a best score too.
-        last = last or place.number - best >= curriculum.patience
+        waited = sum(number not in skipped for number in range(best + 1, place.number + 1))
+        last = last or waited >= curriculum.patience
     if not last:
         return Verdict(ends_stage=False)
     gain = _value(scores[best]) - _value(scores[place.begin])

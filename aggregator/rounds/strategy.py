@@ -198,7 +198,7 @@ class Federation:
             new, self._memory = current.aggregate.finish()
             self._score(new)
             state = new
-        verdict = self._judge(place)
+        verdict = self._judge(place, skipped)
         if verdict.keep is not None:
             state = self._store.stored(verdict.keep)
         self._commit(current, state, skipped, time.monotonic() - begin, verdict)
@@ -209,12 +209,13 @@ class Federation:
         parts = (self._experiment, self._aggregation, self._exchange, self.roster, self._store, self._events)
         Asking(*parts, self._run, self._base_sha256, self._release).ask()
 
-    def _judge(self, place: Place) -> Verdict:
+    def _judge(self, place: Place, skipped: bool) -> Verdict:
         """The verdict on the round just trained; where it names an earlier one, that one's scores and memory are the present."""
         metric = place.stage.curriculum.metric
         known = {record.round: record for record in self.records[place.begin :]}
         scores = {number: record.val_scores for number, record in known.items()} | {place.number: self._val_scores}
-        verdict = judge(place, {number: getattr(own, metric) if own else None for number, own in scores.items()})
+        idle = {record.round for record in known.values() if record.skipped} | ({place.number} if skipped else set())
+        verdict = judge(place, {number: getattr(own, metric) if own else None for number, own in scores.items()}, idle)
         if verdict.keep is not None:
             kept = known[verdict.keep]
             self._scores, self._val_scores = kept.scores, kept.val_scores

@@ -194,6 +194,25 @@ def test_without_stages_patience_holds_for_the_run(tmp_path: Path) -> None:
     assert Run(tmp_path / "run", experiment, validation=[0.0]).go() == records  # resumed: it is over
 
 
+def test_a_round_that_was_skipped_uses_up_no_patience(tmp_path: Path) -> None:
+    """Hospitals that are away for a night must not end a stage that has trained nothing meanwhile."""
+    away = ["training.rounds=5", "curriculum.patience=2", "federation.deadline_s=0.1"]
+    experiment = load_experiment("demo", [*FIXED, *away])
+    run = Run(tmp_path / "run", experiment, validation=[0.5, 0.6, 0.55, 0.55])
+    answer = run.answer
+
+    def absent(name: str, frame: bytes) -> bytes:
+        message = decode(frame)[0]
+        if isinstance(message, TrainTask) and message.round in (2, 3):
+            raise FederationError("away")
+        return answer(name, frame)
+
+    run.answer = absent  # type: ignore[method-assign]
+    records = run.go()
+    assert [record.skipped for record in records] == [False, False, True, True, False, False]
+    assert records[-1].verdict == "validation accuracy was best in round 1: back to it"
+
+
 def test_a_stage_cannot_be_judged_without_a_validation_split(tmp_path: Path) -> None:
     experiment = load_experiment("demo", [*FIXED, "curriculum.patience=1"])
     with pytest.raises(FederationError, match="judged by a validation split, and there is none"):
