@@ -129,11 +129,11 @@ def test_a_patient_whose_numbers_overflow_is_neither_told_nor_changes_another(
     assert not torch.equal(found[0], flat(state))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("precision", "size"), [("float32", 1.0), ("float32", 60.0), ("bfloat16", 1.0)])
 def test_with_a_physical_batch_of_one_a_gradient_is_the_same_whoever_else_is_there(
-    tiny_base: BaseModel, tmp_path: Path, precision: str
+    tiny_base: BaseModel, tmp_path: Path, precision: str, size: float
 ) -> None:
-    """Bit for bit: what a hospital takes to which rounding beside others matters (docs/privacy.md, "Floating point")."""
+    """Bit for bit, by whatever tensors: for a hospital to which rounding beside others matters (docs/privacy.md)."""
     found: list[list[torch.Tensor]] = []
 
     def spy(gradients: torch.Tensor, sizes: Sequence[int], spec: PrivacySpec) -> torch.Tensor:
@@ -141,9 +141,11 @@ def test_with_a_physical_batch_of_one_a_gradient_is_the_same_whoever_else_is_the
         return Mechanism().clip(gradients, sizes, spec)
 
     for site in sites(tmp_path, [replace(record(9, 9, 2, "left " * 40), question="How many? " * 9)]):
-        found.append([])
         trainer = LocalTrainer(tiny_base, site, InsecureSeededRandom(0), Mechanism(clip=spy))
-        trainer.train(plan(physical_batch=1, precision=precision), {}, 0)
+        start = random_state(trainer.train(plan(steps=0), {}, 0))
+        state = {key: size * value for key, value in start.items()}
+        found.append([])
+        trainer.train(plan(physical_batch=1, lot=1e-3, precision=precision), state, 0)
         trainer.close()
     without, with_it = found
     assert len(with_it) == len(without) + 1
