@@ -12,6 +12,7 @@ questions that have few; searching for names and other marks of a person is anot
 | number                  | of what                                                                                     |
 | ----------------------- | ------------------------------------------------------------------------------------------- |
 | images                  | that differ in their bytes                                                                  |
+| images_of_several       | of them those that more than one patient has: one person under two ids is protected less   |
 | question_characters     | the questions of an example, with what was said before                                      |
 | tokens                  | the same with the answer, by a base's tokenizer, where one is given; images and template not |
 | repeated                | examples with images, questions and answer of an earlier one of the part                    |
@@ -71,6 +72,7 @@ class Part:
     patients: int
     examples: int
     images: int
+    images_of_several: int
     rows_read: int
     quarantined: Mapping[str, int]
     examples_per_patient: Spread | None
@@ -161,7 +163,8 @@ class _Counts:
     rows_read: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     patients: Counter[bytes] = field(default_factory=Counter)
-    images: set[bytes] = field(default_factory=set)
+    images: dict[bytes, bytes] = field(default_factory=dict)  # the patient who had it first, by pseudonym
+    of_several: set[bytes] = field(default_factory=set)
     examples: set[bytes] = field(default_factory=set)
     asked: dict[bytes, bytes] = field(default_factory=dict)
     kinds: dict[str, Counter[bytes]] = field(default_factory=dict)
@@ -175,8 +178,9 @@ class _Counts:
     def add(self, example: Example) -> None:
         images = [self.seen.digest(ref) for ref in example.images]
         said = [*(text for pair in example.history for text in (pair.question, pair.answer)), example.question]
-        self.patients[pseudonym(example.patient, b"check")] += 1
-        self.images.update(images)
+        patient = pseudonym(example.patient, b"check")
+        self.patients[patient] += 1
+        self.of_several.update(image for image in images if self.images.setdefault(image, patient) != patient)
         self.questions.append(sum(map(len, said)))
         self.answers.append(len(example.answer))
         if self.num_tokens:
@@ -201,6 +205,7 @@ class _Counts:
             patients=len(self.patients),
             examples=len(self.questions),
             images=len(self.images),
+            images_of_several=len(self.of_several),
             rows_read=self.rows_read or len(self.questions) + self.quarantined.total(),
             quarantined=dict(sorted(self.quarantined.items())),
             examples_per_patient=_spread(self.patients.values()),
@@ -244,7 +249,7 @@ def _shared(one: _Counts, other: _Counts) -> Shared:
     return Shared(
         (one.name, other.name),
         patients=len(one.patients.keys() & other.patients.keys()),
-        images=len(one.images & other.images),
+        images=len(one.images.keys() & other.images.keys()),
         examples=len(one.examples & other.examples),
     )
 
@@ -272,6 +277,8 @@ def report_lines(report: Report) -> Iterator[str]:
             if (spread := getattr(part, name)) is not None:
                 label = name.replace("_", " ")
                 yield f"  {label:20} {spread.least} to {spread.greatest}, median {spread.median}"
+        if part.images_of_several:
+            yield f"  WARN  more than one patient has the same image, of {part.images_of_several}: one person under two ids?"
         yield f"  repeats              {part.repeated} examples; {part.contradicted} with another answer than before"
         yield f"  {'kind of question':40} examples  answers  majority"
         for kind in part.kinds:

@@ -77,6 +77,17 @@ def test_a_manifest_is_counted(tmp_path: Path) -> None:
     assert report.shared == (Shared(("train", "test"), patients=1, images=2, examples=0),)
 
 
+def test_one_image_of_two_patients_is_told(tmp_path: Path) -> None:
+    """Privacy is promised to an id: whoever has two is protected less."""
+    owned = [example(), example(question="and?"), example("p2", 1), example("p3", 2)]
+    apart, twice = (manifest(tmp_path / name, owned + more) for name, more in (("a", []), ("b", [example("p4", 1)])))
+    told = "more than one patient has the same image, of 1: one person under two ids?"
+    for folder, count in ((apart, 0), (twice, 1)):
+        report = check_manifests([folder])
+        assert report.parts[0].images_of_several == count
+        assert any(told in line for line in report_lines(report)) == bool(count)
+
+
 def test_two_manifests_are_compared(tmp_path: Path) -> None:
     other = manifest(tmp_path / "south", [example("s1", 1), example("p1", 5)])
     report = check_manifests([north(tmp_path / "north"), other])
