@@ -19,7 +19,7 @@ from aggregator.methods import load_federation
 from aggregator.privacy.privacy_cli import privacy_app
 from fedmed import check_cli, command_line
 from fedmed.config import load_experiment, to_dict
-from fedmed.errors import FederationError, ModelError
+from fedmed.errors import FederationError, ModelError, RegistryError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -213,8 +213,11 @@ def registry_list(name: str = "fedmed", uri: RegistryUri = "", runs_dir: RunsDir
     """Versions, aliases and their scores."""
     from aggregator.registry import open_registry
 
-    for version in open_registry(uri, runs_dir.resolve()).versions(name):
+    versions = open_registry(uri, runs_dir.resolve()).versions(name)
+    for version in versions:
         typer.echo(version.line())
+    if not versions:
+        typer.echo(f"no version of {name!r} is registered there", err=True)
 
 
 @registry_app.command("show")
@@ -236,6 +239,8 @@ def registry_promote(
     """Give a version an alias; the one that had it is remembered."""
     from aggregator.registry import open_registry, promote
 
+    if not reason.strip():
+        raise RegistryError("--reason is empty, expected why the version is promoted", "it stays with the version")
     typer.echo(promote(open_registry(uri, runs_dir.resolve()), reference, alias, reason).line())
 
 

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import typer
 
 from fedmed.errors import FedMedError
+
+STOPPED = 130  # the exit code of Ctrl-C
 
 
 def run(command: Callable[[], object]) -> None:
@@ -29,8 +32,16 @@ def run(command: Callable[[], object]) -> None:
         print_error(of_system(error))
         sys.exit(FedMedError.exit_code)
     except KeyboardInterrupt:
-        typer.echo("stopped; everything that this command started has been ended", err=True)
-        sys.exit(130)
+        _stopped()
+    except SystemExit as ended:
+        if ended.code == STOPPED:  # typer has caught the Ctrl-C itself, and says nothing
+            _stopped()
+        raise
+
+
+def _stopped() -> NoReturn:
+    typer.echo("stopped; everything that this command started has been ended", err=True)
+    sys.exit(STOPPED)
 
 
 def print_error(error: FedMedError) -> None:

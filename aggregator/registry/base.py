@@ -23,6 +23,7 @@ KEY_TAG = "fedmed.key"
 RUN_TAG = "fedmed.run"
 MANIFEST_TAG = "manifest_sha256"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_RESERVED = re.compile(r"(?i)latest|v\d+")  # by MLflow, which takes them for versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,14 @@ def parse_reference(text: str) -> Reference:
     """`NAME@ALIAS` or `NAME:NUMBER`.
 
     Raises:
-        RegistryError: for anything else.
+        RegistryError: for anything else, and for an alias that MLflow keeps for itself.
     """
     name, _, alias = text.partition("@")
     if alias and _NAME.fullmatch(name) and _NAME.fullmatch(alias):
+        if _RESERVED.fullmatch(alias):
+            raise RegistryError(
+                f"alias {alias!r} is reserved, expected a word of your own", "not latest, and not v with a number"
+            )
         return Reference(name, alias=alias)
     name, _, number = text.partition(":")
     if _NAME.fullmatch(name) and number.isascii() and number.isdigit() and int(number) > 0:

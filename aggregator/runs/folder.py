@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmed.config import Experiment, parse_experiment
-from fedmed.errors import FederationError
+from fedmed.errors import ConfigError, FederationError
 
 EXPERIMENT_FILE, RUN_FILE, EVENTS_FILE = "experiment.json", "run.json", "events.jsonl"
 HELD_OUT = "held_out"  # in a local site's folder: the manifest of patients who are not trained on
@@ -22,10 +22,16 @@ def read_experiment(folder: Path) -> Experiment:
     """The configuration that a run was started with.
 
     Raises:
-        FederationError: `folder` is not a run's.
+        FederationError: `folder` is not a run's, or its files are damaged.
         ConfigError: it is not one of this release.
     """
-    return parse_experiment(_read(folder / EXPERIMENT_FILE))
+    try:
+        return parse_experiment(_read(folder / EXPERIMENT_FILE))
+    except ConfigError as error:
+        problems = [f"{folder / EXPERIMENT_FILE}: {problem}" for problem in error.problems]
+        raise ConfigError(
+            problems, "not written by this release of FedMed: go on with the one that began the run, or run it anew"
+        ) from None
 
 
 def read_run(folder: Path) -> tuple[Experiment, dict[str, Any]]:
@@ -40,4 +46,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise FederationError(
             f"{path.parent} is not a run folder: {path} is missing",
             "name one that `fedmed run` made, such as runs/demo; one that was cut off before its data was written is run anew",
+        ) from None
+    except ValueError as error:
+        raise FederationError(
+            f"{path} is damaged: {error}", "mend it from a copy, or run the experiment anew"
         ) from None

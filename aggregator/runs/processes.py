@@ -270,5 +270,8 @@ def _program(process: psutil.Process) -> str:
         arguments = process.cmdline()
     except psutil.Error:
         return ""
-    names = [Path(argument).name for argument in arguments[:2]]
-    return names[1] if len(names) == 2 and names[0].startswith("python") else names[0] if names else ""
+    if arguments and Path(arguments[0]).name.startswith("python"):
+        arguments = arguments[1:]
+    if arguments[:1] == ["-m"]:  # a module, and what it was told to do: hospital_client.cli start
+        return " ".join([arguments[1], *(word for word in arguments[2:3] if not word.startswith("-"))])
+    return Path(arguments[0]).name if arguments else ""

@@ -92,7 +92,9 @@ def resume_run(
     experiment, _ = read_run(folder)
     with hold(folder / COMMAND_LOCK, "another command"):
         if left := end_leftovers(folder):
-            console.print(f"ended what an earlier start had left running: {', '.join(left)}", highlight=False)
+            console.print(
+                f"ended what an earlier start had left running: {', '.join(left)}", highlight=False, soft_wrap=True
+            )
         records = RoundStore(folder / "rounds").records()
         rounds_done = bool(records) and next_place(experiment.plan, records) is None
         if rounds_done and not evaluation_due(experiment, RoundStore(folder / "rounds")):

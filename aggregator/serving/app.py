@@ -18,7 +18,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -77,13 +77,12 @@ def create_app(
 
 
 def _settings(request: ChatRequest) -> Settings:
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     return Settings(
         max_tokens=request.max_completion_tokens or request.max_tokens or 0,
         temperature=request.temperature or 0.0,
         top_p=request.top_p or 1.0,
         seed=request.seed,
-        stop=stop,
+        stop=tuple(request.stop or ()),
     )
 
 
@@ -164,6 +163,19 @@ def _fault() -> ApiError:
     return ApiError(500, "the server could not answer; its operator finds the cause in its log", code="internal_error")
 
 
+def _wrong_body(found: Mapping[str, Any]) -> ApiError:
+    """What pydantic found, without any value of the request."""
+    where = ".".join(str(part) for part in found["loc"] if part != "body")
+    message = found["msg"]
+    if found["type"] == "json_invalid":
+        where, message = "", f"not JSON: {found['ctx']['error']} at character {where}"
+    elif found["type"] == "model_attributes_type" and not where:
+        message = "expected a JSON object, with the header Content-Type: application/json"
+    elif found["type"] == "union_tag_invalid":  # its message repeats the tag
+        message = f"type: expected one of {found['ctx']['expected_tags']}"
+    return ApiError(400, f"{where or 'body'}: {message}", code="invalid_request", param=where or None)
+
+
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     def on_api_error(_: Request, error: ApiError) -> JSONResponse:
@@ -171,10 +183,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def on_wrong_body(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        body = ApiError(400, f"{where or 'body'}: {first['msg']}", code="invalid_request", param=where or None).body()
-        return JSONResponse(body, 400)
+        return JSONResponse(_wrong_body(error.errors()[0]).body(), 400)
 
     @app.exception_handler(HTTPException)
     def on_http_error(_: Request, error: HTTPException) -> JSONResponse:

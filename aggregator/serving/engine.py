@@ -8,6 +8,7 @@
 | ------------------------------------------- | --------------------------------------------------- |
 | a file's hash is not the manifest's         | RegistryError, nothing is loaded                    |
 | prompt and max_tokens exceed the context    | ApiError 400 context_length_exceeded                |
+| more text than the context can hold at all  | the same, before it is cut into tokens              |
 | a text holds a special token of the model   | ApiError 400: it would move images or turns         |
 | the reader stops reading                    | generation ends at the next token                   |
 | more requests wait than `MAX_WAITING`       | ApiError 503 overloaded                             |
@@ -32,6 +33,7 @@ from fedmed.models.base import BaseModel, load_base
 
 MAX_WAITING = 32
 DEFAULT_MAX_TOKENS = 256
+MIN_TEMPERATURE = 1e-6  # logits that are divided by less overflow; the limit is greedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Engine:
         self._places = threading.BoundedSemaphore(MAX_WAITING)
         config = base.model.config.get_text_config()
         self._context = int(getattr(config, "max_position_embeddings", 0)) or 1 << 20
+        self._most_characters = self._context * max(map(len, base.processor.tokenizer.get_vocab()))
         self._ends = _end_tokens(base)
 
     @classmethod
@@ -106,6 +109,7 @@ class Engine:
         Raises:
             ApiError: 400, the prompt does not fit the model.
         """
+        self._refuse_endless(prompt)
         self._refuse_markup(prompt)
         try:
             encoded = self._encode(prompt)
@@ -142,17 +146,23 @@ class Engine:
         pictures = {"images": [prompt.images]} if prompt.images else {}
         return dict(self._processor(text=[text], **pictures, add_special_tokens=special, return_tensors="pt"))
 
+    def _refuse_endless(self, prompt: Prompt) -> None:
+        """Before the tokenizer, which takes seconds for a megabyte: no token stands for more than the longest of them."""
+        count = sum(map(len, _texts(prompt)))
+        if count > self._most_characters:
+            message = f"the prompt has {count} characters, which cannot fit the context of {self._context} tokens"
+            raise ApiError(400, message, code="context_length_exceeded", param="messages")
+
     def _refuse_markup(self, prompt: Prompt) -> None:
-        texts = [part.get("text", "") for message in prompt.messages for part in message["content"]]
         for marker in self._processor.tokenizer.all_special_tokens:
-            if any(marker in text for text in texts):
+            if any(marker in text for text in _texts(prompt)):
                 message = f"a text holds {marker}, which is markup of this model; images go into image_url parts"
                 raise ApiError(400, message, code="invalid_messages", param="messages")
 
     def generate(self, job: Job, streamer: TextIteratorStreamer, cancelled: threading.Event) -> tuple[int, bool]:
         """Generate into `streamer`; returns the number of new tokens and whether the model ended by itself."""
         options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if job.settings.temperature > 0:
+        if job.settings.temperature >= MIN_TEMPERATURE:
             options = {"do_sample": True, "temperature": job.settings.temperature, "top_p": job.settings.top_p}
         with self._lock, torch.inference_mode():
             if job.settings.seed is not None:
@@ -235,12 +245,17 @@ def cut_at(pieces: Iterator[str], stops: tuple[str, ...]) -> Any:
             if before := held[: min(places)]:
                 yield before
             return True
-        if ready := held[: len(held) - keep]:
-            yield ready
-            held = held[len(held) - keep :]
+        ready = max(0, len(held) - keep)
+        if ready:
+            yield held[:ready]
+            held = held[ready:]
     if held:
         yield held
     return False
+
+
+def _texts(prompt: Prompt) -> list[str]:
+    return [part.get("text", "") for message in prompt.messages for part in message["content"]]
 
 
 def _end_tokens(base: BaseModel) -> set[int]:

@@ -45,14 +45,13 @@ def build_prompt(messages: Sequence[Message], max_pixels: int) -> Prompt:
     prompt = Prompt([], [])
     for index, message in enumerate(messages):
         content = []
-        for place, part in enumerate(_parts(message)):
+        for place, part in enumerate(message.content or []):
             if isinstance(part, ImagePart):
                 where = f"messages.{index}.content.{place}.image_url.url"
                 prompt.images.append(_decode_image(part.image_url.url, max_pixels, where))
                 content.append({"type": "image"})
             else:
-                text = part if isinstance(part, str) else part.text
-                content.append({"type": "text", "text": text.strip()})  # as the training prompts are
+                content.append({"type": "text", "text": part.text.strip()})  # as the training prompts are
         role = "system" if message.role == "developer" else message.role
         prompt.messages.append({"role": role, "content": content})
     if len(prompt.images) > MAX_IMAGES:
@@ -60,12 +59,6 @@ def build_prompt(messages: Sequence[Message], max_pixels: int) -> Prompt:
             400, f"{len(prompt.images)} images, expected at most {MAX_IMAGES}", code="too_many_images", param="messages"
         )
     return prompt
-
-
-def _parts(message: Message) -> Sequence[Any]:
-    if message.content is None:
-        return []
-    return [message.content] if isinstance(message.content, str) else message.content
 
 
 def _decode_image(url: str, max_pixels: int, where: str) -> Image.Image:

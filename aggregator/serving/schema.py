@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 MAX_IMAGES = 8
 
@@ -46,11 +46,20 @@ class TextPart(BaseModel):
 Part = Annotated[ImagePart | TextPart, Field(discriminator="type")]
 
 
+def _as_parts(content: Any) -> Any:
+    """A text as the one part that it stands for: of a union, an error would name the alternative that was not meant."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
 class Message(BaseModel):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: Annotated[list[Part] | None, BeforeValidator(_as_parts)] = None
 
 
 class StreamOptions(BaseModel):
@@ -77,7 +86,7 @@ class ChatRequest(BaseModel):
     temperature: Annotated[float | None, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float | None, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_as_list), Field(max_length=4)] = None
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     tools: None = None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 from fedmed import command_line
 from fedmed.errors import DataError
@@ -49,6 +50,16 @@ def test_a_fault_that_a_person_can_mend_is_two_lines(
         command_line.run(raising(error))
     assert ended.value.code == code
     assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_ctrl_c_is_told_through_typer_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer()
+    app.command()(raising(KeyboardInterrupt()))
+    monkeypatch.setattr(sys, "argv", ["fedmed"])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(app)
+    assert ended.value.code == 130
+    assert "stopped; everything that this command started has been ended" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told_with_the_file_that_did_not_fit(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def fedmed(*arguments: str, cwd: Path | None = None, **environment: str) -> subp
         (["base", "hash", "./nosuch"], 4, "not on this disk"),
         (["resume", "nosuch"], 8, "not a run"),
         (["serve", "fedmed"], 9, "fedmed"),
+        (["registry", "promote", "fedmed:1", "--reason", " "], 9, "--reason is empty"),
         (["privacy", "audit", "--fault", "nosuch"], 2, "expected one of noise_quarter"),
     ],
 )
@@ -40,6 +41,10 @@ def test_data_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
     done = fedmed("run", "pneumonia", "--runs-dir", str(tmp_path), cwd=tmp_path, FEDMED_DATA_DIR=str(tmp_path))
     assert done.returncode == 3
     assert "fedmed data fetch" in done.stderr
+
+
+def test_help_says_what_an_argument_is() -> None:
+    assert "NAME@ALIAS or NAME:VERSION" in fedmed("serve", "--help").stdout
 
 
 def test_help_is_quick_to_import() -> None:

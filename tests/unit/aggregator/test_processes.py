@@ -1,5 +1,6 @@
 """Nothing that a group started is left running, however its block ends, grandchildren in other sessions included."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from aggregator.runs.processes import ProcessGroup
+from aggregator.runs.processes import MARK, ProcessGroup, end_leftovers
 from aggregator.superlink.flower_runs import submit
 from aggregator.superlink.launcher import (
     executable,
@@ -131,6 +132,14 @@ def test_a_site_may_go_unless_it_is_asked_for(tmp_path):
         group.check()
         with pytest.raises(FederationError, match="site ended with status 1"):
             group.check(["site"])
+
+
+def test_leftovers_of_a_killed_owner_are_ended_and_named(tmp_path):
+    command = [sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    left = subprocess.Popen(command, env={**os.environ, MARK: str(tmp_path)}, stderr=subprocess.DEVNULL)
+    assert end_leftovers(tmp_path) == ["http.server 0"]
+    assert left.wait(5) < 0
+    assert end_leftovers(tmp_path) == []
 
 
 def test_a_program_that_is_not_there(tmp_path):

@@ -16,7 +16,7 @@ from aggregator.registry.model_folder import verify_model
 from aggregator.registry.publish import build_model, gate, publish
 from aggregator.registry.story import flatten
 from aggregator.runs.folder import read_experiment
-from fedmed.errors import FederationError, RegistryError
+from fedmed.errors import ConfigError, FederationError, RegistryError
 from fedmed.models.base import load_base
 
 FinishedRun = Callable[..., tuple[Path, Any]]
@@ -71,6 +71,17 @@ def test_building_again_keeps_a_whole_folder_and_replaces_a_broken_one(built: tu
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="is not a run folder"):
         read_experiment(tmp_path)
+
+
+def test_a_run_that_cannot_be_read_names_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.json"
+    file.write_text('{"name": "half')
+    with pytest.raises(FederationError, match=f"{file} is damaged"):
+        read_experiment(tmp_path)
+    file.write_text(json.dumps({"name": "old", "rounds": 3}))
+    with pytest.raises(ConfigError, match=f"{file}: rounds: unknown key") as error:
+        read_experiment(tmp_path)
+    assert "the one that began the run" in error.value.hint
 
 
 def test_publish_tells_the_whole_story(built: tuple[Path, Any]) -> None:

@@ -270,7 +270,13 @@ def test_wrong_references_are_refused(text: str) -> None:
         parse_reference(text)
 
 
-@pytest.mark.parametrize("text", ["fedmed@champion", "fedmed:7", "my-model_2:12"])
+@pytest.mark.parametrize("text", ["fedmed@latest", "fedmed@V12"])
+def test_reserved_aliases_are_refused_before_the_store_is_asked(text: str) -> None:
+    with pytest.raises(RegistryError, match="is reserved"):
+        parse_reference(text)
+
+
+@pytest.mark.parametrize("text", ["fedmed@champion", "fedmed:7", "my-model_2:12", "fedmed@v1-rc"])
 def test_references_print_as_they_were_written(text: str) -> None:
     assert str(parse_reference(text)) == text
 

@@ -150,6 +150,22 @@ def test_sampling_follows_its_seed(client: OpenAI) -> None:
     assert len({text(temperature=1.5, seed=seed) for seed in range(4)}) > 1
 
 
+def test_a_temperature_too_small_to_divide_by_is_greedy(client: OpenAI) -> None:
+    greedy = ask(client, picture()).choices[0].message.content
+    assert ask(client, picture(), temperature=1e-300).choices[0].message.content == greedy
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_cut_into_tokens(
+    client: OpenAI, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        engine, "_encode", lambda prompt: pytest.fail("seconds a megabyte, for an answer that is known")
+    )
+    with pytest.raises(BadRequestError) as error:
+        ask(client, messages=[{"role": "user", "content": "word " * 30_000}])
+    assert error.value.code == "context_length_exceeded" and "149999 characters" in error.value.message
+
+
 def test_a_stop_text_ends_the_answer(client: OpenAI) -> None:
     whole = ask(client, picture(), max_tokens=20).choices[0].message.content
     stop = whole[3:5]
@@ -166,6 +182,9 @@ def test_a_stop_text_ends_the_answer(client: OpenAI) -> None:
         (["a", "b", "c"], ("abd",), "abc", False),
         (["x", "END", "y"], ("E", "END"), "x", True),
         ([], ("a",), "", False),
+        (["abc", "de"], ("abcde",), "", True),  # the piece is shorter than the stop
+        (["abc", "xy"], ("abcde", "b"), "a", True),
+        (["abc", "xy"], ("abcde",), "abcxy", False),
     ],
 )
 def test_cut_at(pieces: list[str], stops: tuple[str, ...], expected: str, stopped: bool) -> None:
@@ -207,7 +226,16 @@ def test_images_that_are_refused(client: OpenAI, url: str, code: str) -> None:
         ({"max_tokens": 100_000}, "context holds 512"),
         ({"messages": [{"role": "user", "content": "secret-name <image>"}]}, "markup"),
         ({"messages": [{"role": "robot", "content": "secret-name"}]}, "role"),
-        ({"messages": [{"role": "user", "content": [{"type": "audio", "x": "secret-name"}]}]}, "content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "secret-name", "x": 1}]}]},
+            "content.0: type: expected one of 'image_url', 'text'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "secret-name"}]}]},
+            "image_url: ",
+        ),
+        ({"messages": [{"role": "user", "content": ["secret-name"]}]}, "messages.0.content.0: "),
+        ({"stop": ["a"] * 5}, "stop: Value should have at most 4 items"),
     ],
 )
 def test_wrong_requests_are_named_and_never_repeated(client: OpenAI, change: dict[str, Any], text: str) -> None:
@@ -215,6 +243,24 @@ def test_wrong_requests_are_named_and_never_repeated(client: OpenAI, change: dic
         ask(client, **change)
     assert text in error.value.message and error.value.type == "invalid_request_error"
     assert "secret-name" not in str(error.value.body)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "text"),
+    [
+        (
+            b"{nope",
+            "application/json",
+            "body: not JSON: Expecting property name enclosed in double quotes at character 1",
+        ),
+        (b"{}", "text/plain", "body: expected a JSON object, with the header Content-Type: application/json"),
+        (b"[]", "application/json", "body: expected a JSON object, with the header Content-Type: application/json"),
+    ],
+)
+def test_a_body_that_is_no_request_says_what_is_expected(address: str, body: bytes, kind: str, text: str) -> None:
+    reply = httpx.post(f"{address}/v1/chat/completions", content=body, headers={"Content-Type": kind})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == text and reply.json()["error"]["param"] is None
 
 
 def test_unknown_model_and_path(client: OpenAI, address: str) -> None:
