@@ -44,7 +44,12 @@ RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where run folders and
 RegistryUri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: sqlite under the runs folder")]
 RootCertificates = Annotated[
     Path | None,
-    typer.Option(help="the CA of that SuperLink, over TLS: DIR/ca.pem of the consortium", show_default=False),
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="the CA of that SuperLink, over TLS: DIR/ca.pem of the consortium",
+        show_default=False,
+    ),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value over the experiment file", show_default=False)]
 

@@ -179,6 +179,6 @@ def _flwr(env: Mapping[str, str], *arguments: str) -> dict[str, Any]:
     if not reply.get("success"):
         raise FederationError(
             f"`flwr {arguments[0]}` failed: {' '.join(str(reply.get('error-message')).split())}",
-            "see that the SuperLink runs and that its Control address is right",
+            "see that the SuperLink runs and that its Control address is right; one over TLS needs --root-certificates",
         )
     return dict(reply)

@@ -43,6 +43,12 @@ def test_data_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
     assert "fedmed data fetch" in done.stderr
 
 
+def test_a_ca_that_is_not_there_is_told_before_a_run_folder_is_made(tmp_path: Path) -> None:
+    done = fedmed("run", "demo", "--superlink", "127.0.0.1:1", "--root-certificates", "nosuch.pem", cwd=tmp_path)
+    assert done.returncode == 2 and "nosuch.pem" in done.stderr and "does not exist" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_says_what_an_argument_is() -> None:
     assert "NAME@ALIAS or NAME:VERSION" in fedmed("serve", "--help").stdout
 
