@@ -7,6 +7,7 @@
 | ---------------------- | --------------------------------------- | -------------------------------------------------- |
 | answers                | go on                                   | nothing                                            |
 | is down                | go on; tried again, backoff with jitter | once, and at the end what still waits in the outbox |
+| is slow                | go on                                   | at the end, that it is waited for                  |
 | hangs                  | go on                                   | after CLOSE_S at the end: the outbox is left alone |
 """
 
@@ -20,13 +21,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from aggregator.registry import Registry
+from aggregator.registry.database import WAIT_S
 from aggregator.registry.outbox import Outbox, deliver_rounds
 from fedmed.backoff import Backoff
 from fedmed.errors import FedMedError
 
 BACKOFF = Backoff(base_s=4.0, cap_s=120.0)
-# A call that was begun is given so long to end: two who send the same would begin two runs.
-CLOSE_S = 30.0
+# A call that was begun is given so long to end: two who send the same would begin two runs. A first store is waited for while
+# its tables are made, by this command or by another one, on a machine that trains meanwhile.
+CLOSE_S = WAIT_S + 30.0
+TELL_S = 5.0  # of waiting that nobody need be told of
 
 
 class Mirror:
@@ -57,8 +61,16 @@ class Mirror:
     ) -> None:
         self._closing.set()
         self._wanted.set()
-        self._thread.join(self._close_s if error is None else 0.0)
+        if error is None:
+            self._wait()
         self.stuck = self._thread.is_alive()
+
+    def _wait(self) -> None:
+        self._thread.join(min(TELL_S, self._close_s))
+        rest = self._close_s - TELL_S
+        if rest > 0 and self._thread.is_alive():
+            self._say(f"waiting for the registry, at most {rest:.0f} s")
+            self._thread.join(rest)
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Takes in one of the run's events; returns at once."""

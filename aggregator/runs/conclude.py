@@ -42,8 +42,10 @@ def conclude_run(folder: Path, console: Console, *, may_register: bool = True) -
             raise RegistryError("the registry holds a call and does not answer")
         version = deliver(Outbox(folder), registry)
     except RegistryError as error:
-        console.print(f"warning: {error.message}; the run is complete on disk", style="yellow", highlight=False)
-        console.print(f"  hint: when the registry is back: fedmed registry replay {folder}", highlight=False)
+        warning = f"warning: {error.message}; the run is complete on disk"
+        hint = f"  hint: when the registry is back: fedmed registry replay {folder}"
+        console.print(warning, style="yellow", highlight=False, soft_wrap=True)
+        console.print(hint, highlight=False, soft_wrap=True)  # a command that is broken in two cannot be copied
     served = None
     if version is not None:
         with ProcessGroup(folder / "logs") as processes:

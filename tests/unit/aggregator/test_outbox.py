@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from aggregator.cli import app
 from aggregator.registry import MemoryRegistry, Metric, MlflowRegistry, RunInfo
-from aggregator.registry.mirror import Mirror
+from aggregator.registry.database import WAIT_S
+from aggregator.registry.mirror import CLOSE_S, Mirror
 from aggregator.registry.outbox import Outbox, deliver, deliver_rounds, sent
 from aggregator.registry.publish import build_model
 from fedmed.backoff import Backoff
@@ -196,3 +197,18 @@ def test_a_store_that_hangs_holds_up_nothing(folder: Path) -> None:
         assert Outbox(folder).pending() == ROUNDS
     finally:
         release.set()
+
+
+def test_a_store_that_is_slow_is_waited_for_and_that_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aggregator.registry.mirror.TELL_S", 0.05)
+    said: list[str] = []
+
+    class Slow(MemoryRegistry):
+        def log(self, run: RunInfo, entry: str, metrics: Sequence[Metric]) -> None:
+            time.sleep(0.1)
+            super().log(run, entry, metrics)
+
+    with Mirror(folder, Slow(), said.append, close_s=20.05) as mirror:
+        pass
+    assert not mirror.stuck and said == ["waiting for the registry, at most 20 s"]
+    assert CLOSE_S > WAIT_S  # a first store that two runs want at once
