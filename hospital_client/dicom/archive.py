@@ -137,8 +137,10 @@ def _add(
     study_uid, series_uid, uid = (text(header, f"{level}InstanceUID") for level in ("Study", "Series", "SOP"))
     if not (study_uid and series_uid and uid):
         raise UnusableError(faults.NO_UID)
-    study = _study(archive, study_uid, header)
     digest = blake2b(uid.encode(errors="replace"), digest_size=16).digest()
+    if digest in seen and study_uid not in archive.studies:
+        raise UnusableError(faults.DUPLICATE)  # no study of its own: keys would join two, of which one has no picture
+    study = _study(archive, study_uid, header)
     if digest in seen:
         raise UnusableError(faults.DUPLICATE)
     seen.add(digest)

@@ -11,7 +11,7 @@ DUPLICATE = "a copy of a file read before (the same SOP instance UID)"
 OTHER_MODALITY = "of a modality that was not asked for"
 NO_UID = "no study, series or SOP instance UID"
 
-NO_PATIENT = "no PatientID"
+NO_PATIENT = "no PatientID, or one like UNKNOWN"
 TWO_PATIENTS = "files with different PatientIDs"
 UNCLEAR_ISSUER = "a PatientID without an issuer, where several issuers gave out that ID"
 

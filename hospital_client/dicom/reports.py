@@ -6,7 +6,7 @@
 | column                       | holds                                                                                      |
 | ---------------------------- | ------------------------------------------------------------------------------------------ |
 | study, accession, patient    | StudyInstanceUID, AccessionNumber, PatientID: the first of them that a row fills is its key; |
-|                              | a patient beside another key must be the study's                                           |
+|                              | a patient beside another key must be the study's; `unknown` and the like are none           |
 | question, answer             | as they stand, but for `Yes`, `NO.` and the like; `nan` is none; answer_type (closed, open)  |
 |                              | where given, else closed for yes and no alone                                              |
 | findings, impression         | of a row without an answer: a report; where both are columns, `Findings: ...`, `Impression: ...` |
@@ -18,7 +18,6 @@ or tab, UTF-8.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,8 @@ from typing import cast
 
 from fedmed.data.importers.columns import given
 from fedmed.data.importers.reports import INSTRUCTIONS
-from fedmed.data.importers.rows import without_empty_end
+from fedmed.data.importers.rows import csv_lists, without_empty_end
+from fedmed.data.importers.rowwise import patient_id
 from fedmed.data.importers.sifting import plain_yes_no
 from fedmed.data.schema import ANSWER_TYPES, SPLITS, AnswerType, Split, Task
 from fedmed.errors import ConfigError, DataError
@@ -90,22 +90,14 @@ class Table:
         """
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
-                line = file.readline()
-                file.seek(0)
-                reader = csv.reader(file, delimiter=max(",;\t", key=line.count), strict=True)
-                places = self._places(next(reader, []))
-                for fields in reader:
+                lists = csv_lists(file, self.path.name)
+                places = self._places(next(lists, []))
+                for fields in lists:
                     if any(entry.strip() for entry in fields):
                         yield self._row(fields, places)
         except OSError as error:
             raise DataError(
                 f"{self.path} cannot be read: {error.strerror}", "give the table's CSV file to --reports"
-            ) from None
-        except UnicodeDecodeError:
-            raise DataError(f"{self.path.name} is not UTF-8", 'save it as "CSV UTF-8"') from None
-        except csv.Error:
-            raise DataError(
-                f"{self.path.name} line {reader.line_num} is not readable as CSV", "expected quotes that are closed"
             ) from None
 
     def _places(self, header: list[str]) -> dict[str, int]:
@@ -135,6 +127,7 @@ class Table:
         if len(fields) != places["width"]:
             return Row(fault=BAD_ROW)
         told = {role: given(fields[places[role]].strip()) if role in places else "" for role in ROLES}
+        told["patient"] = patient_id(told["patient"])
         key = next((key for key in KEYS if told[key]), "")
         text = told["answer"] or _report(told, both=set(SECTIONS) <= set(places))
         task: Task = "vqa" if told["answer"] else "report"

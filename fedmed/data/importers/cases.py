@@ -167,7 +167,7 @@ def _laboratory(item: Row, here: str) -> Laboratory:
 
 def _required(item: Row, field: str, here: str, kinds: tuple[type, ...] = (str,)) -> str:
     """A text that must not be empty: half a finding would be learnt as a whole one."""
-    found = clean({**item, field: given(item[field])} if field in item else item, field, here, kinds)
+    found = clean({field: given(item[field])} if field in item else {}, field, here, kinds)
     if not found:
         raise Unusable(f"{field} is empty")
     return found

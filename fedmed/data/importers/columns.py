@@ -72,9 +72,8 @@ class Columns:
                 f"{where} has no column {', '.join(missing)}",
                 f"expected columns named {', '.join(OTHER_NAMES)}, or {COLUMNS_NAME} beside the table; see docs/data.md",
             )
-        others = {name: row[name] for name in row.keys() - held.values() if given(row[name]) != "" and name.strip()}
-        texts = ((whole(name), whole(text(row, name, where, SCALARS))) for name in row if name in others)
-        return found | {"_attributes": dict(texts)}
+        others = (name for name in row if name.strip() and name not in held.values() and given(row[name]) != "")
+        return found | {"_attributes": {whole(name): whole(text(row, name, where, SCALARS)) for name in others}}
 
 
 def given(value: Any) -> Any:

@@ -128,8 +128,16 @@ class FindingsImpression(Importer):
         placing = OneSplit()
 
         def rows() -> Iterator[tuple[str, Row]]:
+            column: bool | None = None
             for where, row in _table_rows(table):
-                patient = self._patient(row, where)
+                has_column = any(field in row for field in _PATIENTS)
+                column = has_column if column is None else column
+                if has_column and not column:
+                    raise DataError(
+                        f"{where} has a patient, and the rows before have no such column",
+                        "give every row the column: without it each study counts as a patient of its own",
+                    )
+                patient = _subject(row, where) if column else _patient(row, where)
                 own = self._split(row, where, split_rule, patient)
                 kept = placing.holds(patient or where, own)
                 if own == kind:
@@ -137,11 +145,6 @@ class FindingsImpression(Importer):
 
         images = _images(table.parent)
         return counted(rows(), lambda row, where: self._examples(row, where, listed, images, kind), tally)
-
-    def _patient(self, row: Row, where: str) -> str:
-        """Empty where the table has a column of patients and the row names nobody in it."""
-        has_column = any(field in row for field in _PATIENTS)
-        return _subject(row, where) if has_column else _patient(row, where)
 
     def _split(self, row: Row, where: str, rule: str, patient: str) -> str:
         own = optional(row, "split", where).lower() if rule == "official" else ""

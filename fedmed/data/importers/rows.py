@@ -10,7 +10,7 @@
 | JSON Lines: a line that is not an object          | DataError with the line's number; blank lines are skipped |
 | CSV: no header, a row with another number of cells | DataError with the row's number, counted without header  |
 | CSV: empty cells at the end of header or rows     | are not there                                             |
-| CSV: a quote that is not closed                   | DataError: it would swallow the rows behind it            |
+| CSV: an open quote, or text behind a closed one   | DataError: an open one swallows the rows behind it        |
 | JSON that nests more than a hundred levels         | DataError: ijson's memory grows with the square of them   |
 | byte order mark, CRLF                             | read as if they were not there                            |
 | a byte that is not UTF-8                          | DataError                                                 |
@@ -31,6 +31,7 @@ from fedmed.data.importers.shallow import Shallow, TooDeepError
 from fedmed.errors import DataError
 
 _CUT_OFF = "get it again: it may be cut off"
+_MOST_HEADER = 1 << 16
 csv.field_size_limit(1 << 24)
 
 
@@ -77,27 +78,44 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, _object(row, f"{path.name} row {number}")
 
 
-def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]]]:
+def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered from 1, the rows under the header of a CSV file."""
     with _opened(path, "r") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            header = without_empty_end([name.strip() for name in next(reader, [])], 0)
-            if not header or len(set(header)) != len(header):
-                raise DataError(f"{path.name} has no header, or a name twice in it", "expected names in the first row")
-            for number, row in enumerate((row for row in reader if row), start=1):
-                cells = without_empty_end(row, len(header))
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{path.name} row {number} has {len(row)} cells, expected {len(header)}",
-                        "is a separator in a text that has no quotes?",
-                    )
-                yield number, dict(zip(header, cells, strict=True))
-        except (csv.Error, UnicodeDecodeError):
-            raise DataError(
-                f"{path.name} is not a CSV file in UTF-8 from line {reader.line_num} on",
-                f"save it in UTF-8, close every quote, or {_CUT_OFF}",
-            ) from None
+        lists = csv_lists(file, path.name)
+        header = without_empty_end([name.strip() for name in next(lists, [])], 0)
+        if not header or len(set(header)) != len(header):
+            raise DataError(f"{path.name} has no header, or a name twice in it", "expected names in the first row")
+        for number, row in enumerate((row for row in lists if row), start=1):
+            cells = without_empty_end(row, len(header))
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path.name} row {number} has {len(row)} cells, expected {len(header)}",
+                    "is a separator in a text that has no quotes, or a text in a column that has no name?",
+                )
+            yield number, dict(zip(header, cells, strict=True))
+
+
+def csv_lists(file: IO[str], name: str) -> Iterator[list[str]]:
+    """The rows of a CSV file, header first; of comma, semicolon and tab the one separates that the header has most of.
+
+    Raises:
+        DataError: it is not UTF-8, or not CSV; names the line in which the row begins: an open quote is noticed far behind.
+    """
+    start = 1
+    try:
+        first = file.readline(_MOST_HEADER)
+        file.seek(0)
+        reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
+        for row in reader:
+            yield row
+            start = reader.line_num + 1
+    except UnicodeDecodeError:
+        raise DataError(f"{name} is not UTF-8", 'save it as "CSV UTF-8"') from None
+    except csv.Error:
+        raise DataError(
+            f"{name}: the row that begins in line {start} is not CSV",
+            f"close every quote, with nothing before the next separator, and write one inside a text twice; or {_CUT_OFF}",
+        ) from None
 
 
 def without_empty_end(cells: list[str], least: int) -> list[str]:

@@ -34,7 +34,7 @@ MAX_CHARACTERS = 150_000
 MAX_ANSWERS = 256  # of a conversation: each example repeats all that was said before, so that they grow with its square
 TOO_MANY_ANSWERS = f"conversation has more than {MAX_ANSWERS} answers"
 EMPTY = "question or answer is empty"
-NOBODY = "patient is empty, or a number that a spreadsheet has rounded"
+NOBODY = "patient is empty, a word like unknown, or a number that a spreadsheet has rounded"
 TWO_SPLITS = "patient is in another split, too"
 _TABLES = (".csv", ".tsv", ".json", ".jsonl")
 # What spreadsheets, pandas and de-identifiers write for a missing patient: no one person's name.
@@ -116,12 +116,10 @@ def table_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
     What JSON it is follows from its first character, not from its name. Raises DataError as `rows` does.
     """
-    start = _start(path)
     if path.suffix.lower() not in (".json", ".jsonl"):
-        line = start.split(b"\n")[0]
-        rows = csv_rows(path, max((",", ";", "\t"), key=lambda sign: line.count(sign.encode())))
+        rows = csv_rows(path)
     else:
-        rows = json_rows(path) if start.lstrip()[:1] == b"[" else jsonl_rows(path)
+        rows = json_rows(path) if _start(path).lstrip()[:1] == b"[" else jsonl_rows(path)
     return ((f"{path.name} row {number}", row) for number, row in rows)
 
 

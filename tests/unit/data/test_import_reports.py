@@ -205,6 +205,12 @@ def test_one_table_may_name_images_patients_and_splits(tmp_path: Path) -> None:
     assert quarantined(TABLE, path) == {TWO_SPLITS: 2}
     save_lines(path, [rows[0] | {"subject_id": written} for written in (None, "nan", 1e22)])
     assert quarantined(TABLE, path) == {NOBODY: 3}
+    nobodys = {"uid": 3, "findings": "Clear.", "filenames": "a.png"}  # JSON Lines may leave a missing value out
+    save_lines(path, [rows[0], nobodys])
+    assert quarantined(TABLE, path) == {NOBODY: 1}
+    save_lines(path, [nobodys, rows[0]])
+    with pytest.raises(DataError, match="row 2 has a patient, and the rows before have no such column"):
+        read_all(TABLE, path)
     save_lines(path, [rows[0] | {"split": "holdout"}])
     with pytest.raises(DataError, match="row 1: split is another word, expected one of train, val, test"):
         read_all(TABLE, path)

@@ -236,10 +236,11 @@ def test_splits_follow_the_patient_where_there_is_no_column(tmp_path: Path) -> N
     assert again == patients and TABLE.read(own, split="test").rows_read == 150
 
 
-@pytest.mark.parametrize("line", ['17,a.png,Is it?,"no', '17,a.png,"Is it?,no'])
+@pytest.mark.parametrize("line", ['17,a.png,Is it?,"no', '17,a.png,"Is it?,no', '17,a.png,"Is" it?,no'])
 def test_a_quote_that_is_not_closed_never_swallows_the_rows_behind_it(tmp_path: Path, line: str) -> None:
-    path = table(tmp_path, [line, "18,a.png,Is it?,no", '19,a.png,"Is it, now?",no'], "patient,image,question,answer")
-    with pytest.raises(DataError, match=r"table\.csv is not a CSV file in UTF-8 from line") as caught:
+    rows = ['16,a.png,"Is\nit?",no', line, "18,a.png,Is it?,no", '19,a.png,"Is it, now?",no']
+    path = table(tmp_path, rows, "patient,image,question,answer")
+    with pytest.raises(DataError, match=r"table\.csv: the row that begins in line 4 is not CSV") as caught:
         read_all(TABLE, path)
     assert "close every quote" in caught.value.hint
 

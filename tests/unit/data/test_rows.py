@@ -52,7 +52,7 @@ def test_rows_come_as_they_were_written(tmp_path: Path, mark: bytes) -> None:
         (csv_rows, b"a,b\n1,2\n3\n", "row 2 has 1 cells, expected 2"),
         (csv_rows, b"a,a\n1,2\n", "a name twice"),
         (csv_rows, b"", "has no header"),
-        (csv_rows, b"a\n\xff\n", "is not a CSV file in UTF-8"),
+        (csv_rows, b"a\n\xff\n", "is not UTF-8"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, read: Any, content: bytes, expected: str) -> None:

@@ -66,8 +66,9 @@ def test_one_person_is_never_counted_twice_nor_two_taken_for_one(tmp_path: Path)
     put(tmp_path / "5", StudyInstanceUID="4", PatientID="p6")
     for name in ("6", "7"):  # a copy under another ID, as from before a de-identification
         put(tmp_path / name, StudyInstanceUID="6", SOPInstanceUID="6.1", PatientID=f"p{name}")
+    put(tmp_path / "8", StudyInstanceUID="9", SOPInstanceUID="6.1")  # as when an archive has merged studies
     studies = read(tmp_path).studies
-    assert studies["6"].fault == faults.TWO_PATIENTS
+    assert studies["6"].fault == faults.TWO_PATIENTS and "9" not in studies
     assert [studies[uid].identifier for uid in "12"] == ["NORTH/p1", "SOUTH/p1"]
     assert studies["3"].fault == faults.UNCLEAR_ISSUER
     assert studies["4"].fault == faults.TWO_PATIENTS

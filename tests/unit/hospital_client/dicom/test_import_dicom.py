@@ -235,10 +235,11 @@ def test_a_table_that_matches_nothing_says_what_was_read(archive: Path, tmp_path
 
 def test_a_row_that_names_another_patient_than_its_study_is_left_out(archive: Path) -> None:
     """Its text would be counted, and forgotten on request, as the wrong person's."""
-    lines = ("study,patient,question,answer", "1.2.3,p-001,Is it?,no", "1.2.3,p-002,What?,a mass", "4.5,,What?,a mass")
+    lines = ("study,patient,question,answer", "1.2.3,p-001,Is it?,no", "1.2.3,p-002,What?,a mass", "4.5,,What?,a mass",
+             "4.5,unknown,And?,a mass")  # fmt: skip
     manifest, output = imported(archive, lines=lines)
-    assert [item.patient for item in manifest.examples] == ["p-001", "p-002"]
-    assert [item.question for item in manifest.examples] == ["Is it?", "What?"]
+    assert [item.patient for item in manifest.examples] == ["p-001", "p-002", "p-002"]
+    assert [item.question for item in manifest.examples] == ["Is it?", "What?", "And?"]
     assert told(output, importer.OTHER_PATIENT) == 1
 
 

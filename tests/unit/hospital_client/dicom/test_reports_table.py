@@ -83,7 +83,7 @@ def test_rows_that_cannot_be_used_say_why(tmp_path: Path) -> None:
         (["question,answer", "q,a"], "no column to join by: expected one of study, accession, patient"),
         (["study,question", "1,q"], "no column to learn from: expected one of answer, findings, impression"),
         (["study,Study ,answer", "1,1,a"], "two columns of the same name"),
-        (["study,question,answer", '1,q,"secret'], "table.csv line 2 is not readable as CSV"),
+        (["study,question,answer", '1,q,"secret', "2,q,a"], "table.csv: the row that begins in line 2 is not CSV"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_an_error_that_shows_nothing_of_it(
