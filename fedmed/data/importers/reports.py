@@ -216,7 +216,9 @@ def _patient(row: Row, where: str) -> str:
 
 
 def _subject(row: Row, where: str) -> str:
-    return patient_id(_first(row, _PATIENTS, where, required=False))
+    """Of the first column of patients alone: what another says of a row without may be a second name for one person."""
+    column = tuple(field for field in _PATIENTS if field in row)[:1]
+    return patient_id(_first(row, column, where, required=False))
 
 
 def _first(row: Row, fields: tuple[str, ...], where: str, *, required: bool = True) -> str:

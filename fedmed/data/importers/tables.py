@@ -140,7 +140,7 @@ class Table(Importer):
             task=task_of(row, where, choices),
             source=self.name,
             split=split,
-            attributes=row["_attributes"] | ({"label": answer} if self.labels else {}),
+            attributes=({"label": answer} if self.labels else {}) | row["_attributes"],
             choices=choices,
         )
         seen.require_new(example)

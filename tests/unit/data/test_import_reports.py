@@ -205,6 +205,8 @@ def test_one_table_may_name_images_patients_and_splits(tmp_path: Path) -> None:
     assert quarantined(TABLE, path) == {TWO_SPLITS: 2}
     save_lines(path, [rows[0] | {"subject_id": written} for written in (None, "nan", 1e22)])
     assert quarantined(TABLE, path) == {NOBODY: 3}
+    save_lines(path, [{"patient": "", **rows[0]}])  # of columns of patients the first counts, as in `table`
+    assert quarantined(TABLE, path) == {NOBODY: 1}
     nobodys = {"uid": 3, "findings": "Clear.", "filenames": "a.png"}  # JSON Lines may leave a missing value out
     save_lines(path, [rows[0], nobodys])
     assert quarantined(TABLE, path) == {NOBODY: 1}

@@ -281,6 +281,9 @@ def test_a_folder_of_images_with_labels(tmp_path: Path) -> None:
     assert (item.question, item.answer, item.answer_type) == ("What does this image show?", "pneumonia", "closed")
     assert dict(item.attributes) == {"label": "pneumonia", "scanner": "x"}
     assert quarantined(IMAGE_FOLDER, tmp_path) == {"image is not named": 1}
+    table(tmp_path, ["b.png,pneumonia,17,yes"], "filename,label,patient,answer", name="labels.csv")
+    (item,) = read_all(IMAGE_FOLDER, tmp_path)
+    assert (item.answer, dict(item.attributes)) == ("yes", {"label": "pneumonia"})
     table(tmp_path, ["pneumonia,17"], "label,patient", name="labels.csv")
     with pytest.raises(DataError, match=r"labels\.csv row 1 has no column image"):
         read_all(IMAGE_FOLDER, tmp_path)
