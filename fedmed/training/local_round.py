@@ -258,6 +258,7 @@ class LocalTrainer:
         if key in self._base.proven:
             return
         collator = self._collator(plan.lora)
+        model.eval()  # before checkpointing is set, which it would take off again
         set_checkpointing(model.get_base_model(), plan.gradient_checkpointing)
         try:
             room.within_memory(lambda: prove(model, parameters, collator, plan.precision, room.size))

@@ -61,6 +61,7 @@ def prove(
     """Leaves drawn numbers in the adapter, and the base's weights where they were loaded.
 
     Args:
+        model: in eval mode (no dropout); with checkpointing where the round has it.
         parameters: the tensors that are trained, by stable key.
         collator: for prompts of this adapter.
         records: at most so many in a batch. One shows nothing of a batch of several patients.
@@ -69,7 +70,6 @@ def prove(
         PrivacyError: a gradient cannot be told apart by patient; names the tensor or its layer.
         ModelError: not even these records fit the model.
     """
-    model.eval()
     _draw_tensors(model)
     device = next(iter(parameters.values())).device
     _compare(model, parameters, _make_up(collator, _ALL[:records], device), precision)

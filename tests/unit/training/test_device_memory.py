@@ -137,3 +137,16 @@ def test_where_memory_is_short_of_two_patients_no_batch_holds_two(
     trainer = LocalTrainer(tiny_base, cohort, SecureRandom())
     trainer.check(plan(physical_batch=8), {}, 0)
     assert trainer._batch_for(plan(physical_batch=8)).size == 1
+
+
+def test_patients_are_shown_to_be_kept_apart_with_checkpointing_where_the_round_has_it(
+    tiny_base: BaseModel, cohort: Manifest
+) -> None:
+    """A model that fits with it alone would be refused as too large, or get batches of one record for good."""
+    seen: list[bool] = []
+    layer = tiny_base.model.get_submodule("model.language_model.layers.0")
+    layer.register_forward_pre_hook(lambda module, args: seen.append(module.training))
+    settings = replace(plan(), gradient_checkpointing=True)
+    LocalTrainer(tiny_base, cohort, SecureRandom()).check(settings, {}, 0)
+    assert seen and all(seen)
+    assert not any(module.training for module in tiny_base.model.modules())
