@@ -16,10 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from PIL import Image
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from fedmed.data.collate import Batch, Collator, TooLongError
 from fedmed.data.schema import Example
 from fedmed.errors import ModelError, PrivacyError
 from fedmed.models.adapter import adapter_parameters, load_adapter_state, reset_adapter
+from fedmed.models.kinds import LORA_B, LORA_R, kind_of
 from fedmed.training.device_memory import is_out_of_memory
 from fedmed.training.ownership import HINT
 from fedmed.training.patient_gradients import PatientGradients, example_losses
@@ -84,13 +86,18 @@ def prove(
 
 
 def _draw_tensors(model: PeftModel) -> None:
-    """No tensor is zero, so that each has a gradient; small beside what they multiply."""
+    """No tensor is zero, so that each has a gradient. Whatever `alpha` is, LoRA adds less than its layer puts out: where it
+    adds more, layer upon layer makes so much of bfloat16's rounding that equal gradients differ."""
     reset_adapter(model, _SEED)
     load_adapter_state(model, {})  # what an earlier task moved of the base's weights goes back
     generator = torch.Generator().manual_seed(_SEED)
+    lora = cast(LoraConfig, model.peft_config["default"])
+    scale = lora.lora_alpha / lora.r
     with torch.no_grad():
-        for own in adapter_parameters(model).values():
+        for key, own in adapter_parameters(model).items():
             spread = 0.5 / math.sqrt(math.prod(own.shape[1:])) if own.dim() > 1 else 0.1
+            if kind_of(key) in (LORA_B, LORA_R):
+                spread /= 2 * scale
             own.add_(spread * torch.randn(own.shape, generator=generator).to(own.device, own.dtype))
 
 

@@ -140,3 +140,18 @@ def test_a_base_that_takes_no_record_without_a_picture_is_not_refused(
 
     monkeypatch.setattr(kind, "__call__", strict)
     assert LocalTrainer(tiny_base, unreadable(tmp_path), SecureRandom()).check(plan(), {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kinds"),
+    [
+        (LoraSpec(64, 512.0, PARTS, ("all-linear",), ("multi_modal_projector",)), PLAIN),
+        (LoraSpec(8, 64.0, PARTS, ("all-linear",), core=True), ("lora_R",)),
+    ],
+)
+def test_a_large_alpha_is_not_refused_for_bfloat16s_rounding(
+    tiny_base: BaseModel, tmp_path: Path, spec: LoraSpec, kinds: tuple[str, ...]
+) -> None:
+    """Drawn tensors that alpha makes much of would, layer upon layer, make more of the rounding than the comparison allows."""
+    trainer = LocalTrainer(tiny_base, unreadable(tmp_path), SecureRandom())
+    assert trainer.check(plan(lora=spec, trainable=kinds, precision="bfloat16"), {}, 0)
