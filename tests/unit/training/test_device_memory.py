@@ -120,10 +120,13 @@ def test_checkpointing_changes_no_number(tiny_base: BaseModel, cohort: Manifest,
     assert not any(module.training for module in tiny_base.model.modules())
 
 
-def test_a_base_in_bfloat16_keeps_its_adapter_in_float32(tiny_base: BaseModel, cohort: Manifest) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_base_in_bfloat16_keeps_its_adapter_in_float32(
+    tiny_base: BaseModel, cohort: Manifest, precision: str
+) -> None:
     half = BaseModel("half", "0" * 64, tiny_base.model.to(torch.bfloat16), tiny_base.processor)
     trained = LocalTrainer(half, cohort, SecureRandom()).train(
-        plan(bound=1e-2, lot=1.0, noise=1.0, precision="bfloat16"), {}, 0
+        plan(bound=1e-2, lot=1.0, noise=1.0, precision=precision), {}, 0
     )
     assert {value.dtype for value in trained.values()} == {torch.float32}
     assert all(bool(value.isfinite().all()) for value in trained.values())
