@@ -20,7 +20,7 @@ from fedmed.data.collate import Batch, Collator, Encoded, TooLongError
 from fedmed.data.manifest import Manifest
 
 log = logging.getLogger("fedmed.training")
-# Encoded examples are kept up to this size: decoding and preparing an image costs more than a small model's step.
+# The last encoded examples are kept up to this size: decoding and preparing an image costs more than a small model's step.
 CACHE_BYTES = 512 << 20
 # One call of the processor for several records is twice as fast as one for each; but their images, some with millions
 # of pixels, are in memory together, as floats, until they are resized.
@@ -70,7 +70,7 @@ def chunks(group: Group, physical_batch: int) -> Iterator[Chunk]:
 
 
 class EncodedExamples:
-    """The manifest's examples as tensors: encoded when first drawn, kept while they fit `CACHE_BYTES`."""
+    """The manifest's examples as tensors: encoded when drawn, the last `CACHE_BYTES` of them kept."""
 
     def __init__(self, manifest: Manifest, collator: Collator) -> None:
         self._manifest = manifest
@@ -128,7 +128,10 @@ class EncodedExamples:
         images = [self._manifest.images(example) for example in examples]
         items = dict(zip(records, self._collator.encode_all(examples, images), strict=True))
         for record, item in items.items():
-            if item.num_bytes <= self._room:
-                self._room -= item.num_bytes
-                self._kept[record] = item
+            self._room -= item.num_bytes
+            self._kept[record] = item
+        while (
+            self._room < 0
+        ):  # the oldest go: those of this draw, looked at for their length, are about to be trained on
+            self._room += self._kept.pop(next(iter(self._kept))).num_bytes
         return items

@@ -14,6 +14,8 @@ nothing more is spent, and nothing is released twice.
 | the site sets a number                 | that number to begin with                                                   |
 | the site sets 0                        | measured on the first records drawn: a share of the free memory, a power of |
 |                                        | two, MOST at most                                                           |
+| the made-up records of two patients,   | 1 from the first on                                                         |
+| fedmed.training.proof, do not fit      |                                                                             |
 | out of memory                          | halved for good, the step's sum is begun anew with the same draw            |
 | out of memory with a single record     | ModelError: this device is too small                                        |
 | a patient with more records than fit   | in several passes, clipped once (fedmed.training.batches)                   |

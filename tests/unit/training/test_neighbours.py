@@ -21,7 +21,7 @@ from fedmed.models.base import BaseModel
 from fedmed.privacy.counts import NoisyCounts
 from fedmed.privacy.mechanism import Mechanism
 from fedmed.privacy.random import InsecureSeededRandom
-from fedmed.training import steps
+from fedmed.training import batches, steps
 from fedmed.training.local_round import LocalTrainer
 from fedmed.training.steps import RoundPlan
 
@@ -162,3 +162,25 @@ def test_a_round_stops_while_it_looks_at_what_fits(tiny_base: BaseModel, tmp_pat
     with pytest.raises(FederationError):
         examples.fitting([[0], [1]], stop)
     assert examples.fitting([[0], [1], [3]]) == [[0], [1]]
+
+
+def test_what_was_looked_at_for_its_length_is_not_encoded_again_when_it_is_trained_on(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where the cache is full of other records: decoding and preparing pictures is what a site's CPU is busy with."""
+    site = write_manifest(tmp_path / "site", [record(patient, 1, 1) for patient in range(4)])
+    collator = Collator(tiny_base.processor)
+    size = collator.encode(site.examples[0], site.images(site.examples[0])).num_bytes
+    monkeypatch.setattr(batches, "CACHE_BYTES", 2 * size)
+    examples, encoded, real = batches.EncodedExamples(site, collator), [], collator.encode_all
+
+    def spy(drawn: Sequence[Example], images: Any) -> Any:
+        encoded.extend(example.patient for example in drawn)
+        return real(drawn, images)
+
+    monkeypatch.setattr(collator, "encode_all", spy)
+    for own in ([0, 1], [2, 3], [0, 3]):
+        assert examples.fitting([own]) == [own]
+        examples.batch(own)
+        assert sum(item.num_bytes for item in examples._kept.values()) == 2 * size
+    assert encoded == ["p00", "p01", "p02", "p03", "p00"]
